@@ -1,0 +1,217 @@
+"""Where everything lies, resolved once into one frozen object that travels whole.
+
+Precedence: explicit argument > environment > `.env` file > NescordBot's own default. The bot's
+variables keep the bot's names (README of NescordBot; `config.py` of September 2025), ours start
+with `NESCORD_OPS_`. Secrets are looked at for presence only and are never kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nescord_ops.errors import SettingsError
+
+SECRETS = ("DISCORD_TOKEN", "OPENAI_API_KEY", "GEMINI_API_KEY")
+SQLITE_PREFIX = "sqlite:///"
+START_HINT = (
+    "set DATABASE_URL and CHROMADB_PERSIST_DIRECTORY, or name the bot's directory with --app-dir; "
+    "to try it first: nescord-ops report --demo, or nescord-ops demo DIR"
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Settings:
+    """Every place and threshold of one run; paths are absolute, sizes in the unit of their name.
+
+    `database` is the file that the bot really opens, `database_meant` the one that its operator
+    probably meant where the two differ (facts: the bot strips `sqlite:///` and nothing else).
+    """
+
+    app_dir: Path
+    env_file: Path | None
+    database_url: str
+    database: Path
+    database_meant: Path | None
+    chroma_dir: Path
+    collection: str
+    distance: str
+    dimension: int
+    backup_dir: Path
+    reports_dir: Path
+    log_file: Path
+    volume_mount: Path | None
+    volume_name: str
+    volume_gb: float | None
+    present: Mapping[str, bool]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON values, for reports; there is no secret in them."""
+        from nescord_ops.checks import plain
+
+        result = plain(self)
+        assert isinstance(result, dict)
+        return result
+
+    def _repr_html_(self) -> str:
+        from nescord_ops import show
+
+        rows = [
+            (name, "not set" if value is None else value)
+            for name, value in self.to_dict().items()
+            if name != "present"
+        ]
+        return show.table(("Setting", "Resolved to"), rows, css="settings")
+
+
+def opened_by_bot(url: str, app_dir: Path) -> tuple[Path, Path | None]:
+    """Given DATABASE_URL, return the file that the bot opens and the one probably meant, or None.
+
+    The bot removes the ten characters `sqlite:///` and uses the rest as a path relative to its
+    working directory, query string included (measured, NescordBot of September 2025). Raise
+    SettingsError if the URL is no SQLite URL; the URL itself may hold a password and is not shown.
+    """
+    scheme = url.split(":", 1)[0] if ":" in url else ""
+    if not url.startswith(SQLITE_PREFIX):
+        shown = f"a {scheme!r} URL" if scheme.isalnum() else "no URL"
+        raise SettingsError(
+            f"DATABASE_URL is {shown}, and NescordBot opens SQLite files only",
+            "set it to sqlite:////app/data/nescordbot.db (four slashes: an absolute path)",
+        )
+    rest = url.removeprefix(SQLITE_PREFIX)
+    if not rest or "\0" in rest:
+        raise SettingsError(
+            "DATABASE_URL names no file", "set it to sqlite:////app/data/nescordbot.db"
+        )
+    opened = _absolute(rest, app_dir)
+    path = rest.split("?", 1)[0]
+    if not path.startswith("/"):
+        if Path("/", path).is_relative_to(app_dir):
+            path = f"/{path}"
+        elif Path(path).parts[:1] == (app_dir.name,):
+            path = str(app_dir.parent / path)
+    meant = _absolute(path, app_dir)
+    return opened, None if meant == opened else meant
+
+
+def load(
+    *,
+    app_dir: str | Path | None = None,
+    env_file: str | Path | None = None,
+    database_url: str | None = None,
+    chroma_dir: str | Path | None = None,
+    backup_dir: str | Path | None = None,
+    reports_dir: str | Path | None = None,
+) -> Settings:
+    """Return the settings of this installation; an empty argument counts as not given.
+
+    Reads the environment and one `.env` file (`env_file`, else the one in the bot's directory).
+    Raise SettingsError if nothing is configured and the bot's default places do not exist, or if
+    a value makes no sense.
+    """
+    app = _app_dir(app_dir)
+    file = _env_file(env_file, app)
+    values = _environment(file)
+    explicit = {
+        "DATABASE_URL": database_url,
+        "CHROMADB_PERSIST_DIRECTORY": chroma_dir,
+        "NESCORD_OPS_BACKUP_DIR": backup_dir,
+        "NESCORD_OPS_REPORTS_DIR": reports_dir,
+    }
+    values |= {name: str(value) for name, value in explicit.items() if value}
+    url = values.get("DATABASE_URL") or "sqlite:///data/nescordbot.db"
+    database, meant = opened_by_bot(url, app)
+    chroma = _absolute(values.get("CHROMADB_PERSIST_DIRECTORY") or "data/chromadb", app)
+    if not {"DATABASE_URL", "CHROMADB_PERSIST_DIRECTORY"} & values.keys():
+        if not database.exists() and not chroma.exists():
+            raise SettingsError(
+                f"nothing is configured: no DATABASE_URL, and neither {database} nor {chroma} exists",
+                START_HINT,
+            )
+    mount = values.get("RAILWAY_VOLUME_MOUNT_PATH")
+    return Settings(
+        app_dir=app,
+        env_file=file,
+        database_url=url,
+        database=database,
+        database_meant=meant,
+        chroma_dir=chroma,
+        collection=values.get("CHROMADB_COLLECTION_NAME", "nescord_knowledge"),
+        distance=values.get("CHROMADB_DISTANCE_METRIC", "cosine"),
+        dimension=int(_number("EMBEDDING_DIMENSION", values.get("EMBEDDING_DIMENSION", "768"))),
+        backup_dir=_absolute(
+            values.get("NESCORD_OPS_BACKUP_DIR") or str((meant or database).parent / "backups"), app
+        ),
+        reports_dir=Path(values.get("NESCORD_OPS_REPORTS_DIR") or "reports").absolute(),
+        log_file=_absolute(values.get("NESCORD_OPS_LOG_FILE") or "logs/bot.log", app),
+        volume_mount=Path(mount) if mount else None,
+        volume_name=values.get("RAILWAY_VOLUME_NAME", ""),
+        volume_gb=(
+            _number("NESCORD_OPS_VOLUME_GB", values["NESCORD_OPS_VOLUME_GB"])
+            if "NESCORD_OPS_VOLUME_GB" in values
+            else None
+        ),
+        present={name: name in values for name in SECRETS},
+    )
+
+
+def _app_dir(given: str | Path | None) -> Path:
+    """The bot's working directory: argument, NESCORD_OPS_APP_DIR, /app where it exists, here."""
+    named = str(given or os.environ.get("NESCORD_OPS_APP_DIR") or "")
+    if "\0" in named:
+        raise SettingsError("the bot's directory has a NUL byte in its name", START_HINT)
+    default = Path("/app") if Path("/app").is_dir() else Path.cwd()
+    app = Path(named).expanduser().absolute() if named else default
+    if not app.is_dir():
+        raise SettingsError(f"the bot's directory {app} is not a directory", START_HINT)
+    return app
+
+
+def _env_file(given: str | Path | None, app: Path) -> Path | None:
+    """The `.env` file: the one named, which must be readable, else the bot's, which may be absent."""
+    file = Path(given).expanduser().absolute() if given else app / ".env"
+    if not file.is_file():
+        if given:
+            raise SettingsError(f"{file} is not a file", "name an existing file with --env-file")
+        return None
+    return file
+
+
+def _environment(file: Path | None) -> dict[str, str]:
+    """Every variable that is set and not empty, secrets as presence only.
+
+    The file is read as the bot reads it, with python-dotenv.
+    """
+    from dotenv import dotenv_values
+
+    try:
+        written = dotenv_values(file, encoding="utf-8") if file else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{file} cannot be read: {error}", "make it a readable UTF-8 text file"
+        ) from error
+    values = {**written, **os.environ}
+    found = {name: value for name, value in values.items() if value and value.strip()}
+    return {name: "set" if name in SECRETS else value for name, value in found.items()}
+
+
+def _number(name: str, text: str) -> float:
+    """Given a positive number as text, return it; raise SettingsError for anything else."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
+        raise SettingsError(
+            f"{name} is {text!r}, not a positive number", f"correct or unset {name}"
+        )
+    return number
+
+
+def _absolute(path: str, base: Path) -> Path:
+    """Given a path as the bot sees it, return it absolute and normalised, links not followed."""
+    return Path(os.path.normpath(base / path))

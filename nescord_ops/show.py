@@ -1,0 +1,155 @@
+"""How values look to a person: bytes, dollars, ages, escaped text and small HTML tables.
+
+Results keep exact numbers with their unit; only this module turns them into words. Everything
+that is shown may come from the volume, so every string is escaped here.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nescord_ops.checks import Check, Status
+
+_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+SYMBOLS = {"ok": "✓", "warn": "▲", "fail": "✕", "unknown": "?"}
+
+
+def printable(text: str) -> str:
+    """Given text from the volume, return it without ANSI, controls and half characters."""
+    text = _CONTROL.sub("\ufffd", _ANSI.sub("", text))
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def size(count: int | float | None) -> str:
+    """Given bytes, return them as text in powers of 1000: 1_500_000 is `1.5 MB`."""
+    if count is None:
+        return "unknown"
+    value = float(count)
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if abs(value) < 999.5 or unit == "TB":
+            break
+        value /= 1000
+    if unit == "bytes":
+        return f"{value:,.0f} {unit}"
+    return f"{value:.3g} {unit}" if abs(value) < 99.95 else f"{value:.0f} {unit}"
+
+
+def dollars(amount: float | None) -> str:
+    """Given US dollars, return text with cents, and more digits below one cent."""
+    if amount is None:
+        return "unknown"
+    digits = 2 if amount == 0 or abs(amount) >= 0.005 else 2 - math.floor(math.log10(abs(amount)))
+    return f"${amount:,.{digits}f}"
+
+
+def age(seconds: float | None) -> str:
+    """Given an age in seconds, return it as `3 h ago`; the future is said to be one."""
+    if seconds is None:
+        return "never"
+    for limit, step, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
+        if abs(seconds) < limit:
+            break
+    else:
+        step, unit = 86_400, "days"
+    count = f"{abs(seconds) / step:.0f} {unit}"
+    return f"{count} ago" if seconds >= 0 else f"in {count}"
+
+
+def moment(when: datetime | None) -> str:
+    """Given an aware time, return it in UTC to the minute."""
+    return "never" if when is None else f"{when.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def quantity(value: int | float | str | None, unit: str) -> str:
+    """Given a value and its unit, return the text that a person reads."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return f"{value} {unit}".strip()
+    if unit == "bytes":
+        return size(value)
+    if unit == "USD":
+        return dollars(value)
+    number = f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
+    return f"{number} {unit}".strip()
+
+
+def badge(status: Status | str, word: str = "") -> str:
+    """Return a status as HTML that differs in shape and word, not in colour alone."""
+    symbol = SYMBOLS[str(status)]
+    return f'<span class="badge {status}">{symbol} {html.escape(word or str(status))}</span>'
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "", css: str = ""
+) -> str:
+    """Given columns and rows, return an HTML table, every cell escaped.
+
+    A cell that is a `Markup` is taken as it is; numbers are aligned to the right.
+    """
+    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
+    body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in rows)
+    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return (
+        f'<div class="scroll"><table class="ops {html.escape(css)}">{title}'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+class Markup(str):
+    """HTML that this package made and escaped itself."""
+
+    __slots__ = ()
+
+
+class Amount(str):
+    """A humanised quantity with its exact value, which HTML shows on hover."""
+
+    exact: str
+
+    def __new__(cls, text: str, exact: str) -> Amount:
+        self = super().__new__(cls, text)
+        self.exact = exact
+        return self
+
+
+def amount(value: int | float | None, unit: str) -> Amount:
+    """Given a value and its unit, return it for a table: short on screen, exact in the title."""
+    exact = "" if value is None else f"{value:,} {unit}".strip()
+    return Amount(quantity(value, unit) or "unknown", exact)
+
+
+def _cell(cell: object) -> str:
+    if isinstance(cell, Markup):
+        return f"<td>{cell}</td>"
+    if isinstance(cell, Amount):
+        return f'<td class="number" title="{html.escape(cell.exact)}">{html.escape(cell)}</td>'
+    css = ' class="number"' if isinstance(cell, int | float) else ""
+    text = f"{cell:,}" if isinstance(cell, int) else printable(str("" if cell is None else cell))
+    return f"<td{css}>{html.escape(text)}</td>"
+
+
+def checks_table(title: str, status: Status, checks: Iterable[Check]) -> str:
+    """Return the checks as HTML: worst first, what was seen, and what to do."""
+    order = ("fail", "unknown", "warn", "ok")
+    ranked = sorted(checks, key=lambda c: (order.index(c.status), c.expected))
+    rows = [
+        (
+            Markup(badge(check.status, "not checked" if check.expected else "")),
+            Markup(f"<code>{html.escape(check.name)}</code>"),
+            Markup(
+                html.escape(check.summary)
+                + (f'<div class="hint">→ {html.escape(check.hint)}</div>' if check.hint else "")
+            ),
+        )
+        for check in ranked
+    ]
+    heading = f"<p>{badge(status)} <strong>{html.escape(title)}</strong></p>"
+    return heading + table(("Status", "Check", "What was seen"), rows, css="checks")
