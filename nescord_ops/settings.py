@@ -126,12 +126,11 @@ def load(
     url = values.get("DATABASE_URL") or "sqlite:///data/nescordbot.db"
     database, meant = opened_by_bot(url, app)
     chroma = _absolute(values.get("CHROMADB_PERSIST_DIRECTORY") or "data/chromadb", app)
-    if not {"DATABASE_URL", "CHROMADB_PERSIST_DIRECTORY"} & values.keys():
-        if not database.exists() and not chroma.exists():
-            raise SettingsError(
-                f"nothing is configured: no DATABASE_URL, and neither {database} nor {chroma} exists",
-                START_HINT,
-            )
+    named = {"DATABASE_URL", "CHROMADB_PERSIST_DIRECTORY"} & values.keys()
+    if not (named or database.exists() or chroma.exists()):
+        raise SettingsError(
+            f"nothing is configured: no DATABASE_URL, no {database}, no {chroma}", START_HINT
+        )
     mount = values.get("RAILWAY_VOLUME_MOUNT_PATH")
     return Settings(
         app_dir=app,
@@ -172,7 +171,7 @@ def _app_dir(given: str | Path | None) -> Path:
 
 
 def _env_file(given: str | Path | None, app: Path) -> Path | None:
-    """The `.env` file: the one named, which must be readable, else the bot's, which may be absent."""
+    """The `.env` file: the one named, which must exist, else the bot's, which need not."""
     file = Path(given).expanduser().absolute() if given else app / ".env"
     if not file.is_file():
         if given:

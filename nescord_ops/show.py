@@ -53,11 +53,8 @@ def age(seconds: float | None) -> str:
     """Given an age in seconds, return it as `3 h ago`; the future is said to be one."""
     if seconds is None:
         return "never"
-    for limit, step, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
-        if abs(seconds) < limit:
-            break
-    else:
-        step, unit = 86_400, "days"
+    steps = ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h"), (math.inf, 86_400, "days"))
+    step, unit = next((step, unit) for limit, step, unit in steps if abs(seconds) < limit)
     count = f"{abs(seconds) / step:.0f} {unit}"
     return f"{count} ago" if seconds >= 0 else f"in {count}"
 
