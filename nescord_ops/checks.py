@@ -88,6 +88,26 @@ def unknown(name: str, summary: str, hint: str = "", **details: Any) -> Check:
     return Check(name, Status.UNKNOWN, summary, hint, **details)
 
 
+def none_of(
+    name: str,
+    count: int,
+    unit: str,
+    *,
+    good: str,
+    bad: str,
+    hint: str,
+    severity: Status = Status.WARN,
+) -> Check:
+    """Return a check of something that must not occur: ok at 0, else `severity`.
+
+    `bad` continues the sentence after the count.
+    """
+    if count:
+        summary = f"{count:,} {bad}"
+        return Check(name, severity, summary, hint, value=count, unit=unit, limit=0)
+    return Check(name, Status.OK, good, value=0, unit=unit, limit=0)
+
+
 def verdict(checks: Iterable[Check]) -> Status:
     """Given checks, return the worst: fail, then unexpected unknown, then warn.
 
@@ -167,6 +187,11 @@ class Findings:
         import pandas
 
         return pandas.DataFrame([plain(check) for check in self.checks])
+
+    def about(self, *groups: str) -> show.Html:
+        """Return the table of the checks whose names begin with one of `groups`."""
+        chosen = [check for check in self.checks if check.name.split(".")[0] in groups]
+        return show.Html(show.checks_table(headline(chosen), verdict(chosen), chosen))
 
     def raise_for_status(self) -> None:
         """Raise ChecksFailed if the verdict is `fail` or `unknown`; its hint is the first hint."""

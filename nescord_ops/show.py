@@ -45,8 +45,9 @@ def dollars(amount: float | None) -> str:
     """Given US dollars, return text with cents, and more digits below one cent."""
     if amount is None:
         return "unknown"
-    digits = 2 if amount == 0 or abs(amount) >= 0.005 else 2 - math.floor(math.log10(abs(amount)))
-    return f"${amount:,.{digits}f}"
+    digits = 2 if amount == 0 or abs(amount) >= 0.005 else 1 - math.floor(math.log10(abs(amount)))
+    text = f"{abs(amount):,.{digits}f}"
+    return f"{'-' if amount < 0 else ''}${text.rstrip('0') if digits > 2 else text}"
 
 
 def age(seconds: float | None) -> str:
@@ -104,6 +105,22 @@ class Markup(str):
     """HTML that this package made and escaped itself."""
 
     __slots__ = ()
+
+
+class Html:
+    """A piece of HTML that a notebook shows; `text` is for everything else."""
+
+    __slots__ = ("html", "text")
+
+    def __init__(self, html: str, text: str = "") -> None:
+        self.html = html
+        self.text = text
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.text or self.html
 
 
 class Amount(str):

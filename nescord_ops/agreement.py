@@ -1,0 +1,194 @@
+"""The two stores against each other: the invariants I1 to I6.
+
+A Chroma record's id is `note_` + the note's id, its document is the note's text, and
+`sync_metadata` is what the bot believes. Source: NescordBot of September 2025
+(`sync_manager.py`: the hash covers text and model name; it adds, never updates).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from nescord_ops.checks import Check, Status, none_of, ok
+from nescord_ops.stores import Stores
+
+EMBEDDING_MODEL = "models/text-embedding-004"
+PROBE_RESIDUE = "persistence_test_doc"
+SETTLING_MINUTES = 10  # a note younger than this may still be on its way to Chroma
+_OLD = "julianday(?) - coalesce(julianday({column}), 0) > ? / 1440.0"
+
+
+def lost(stores: Stores) -> Iterator[Check]:
+    """I1: every note that the bot believes synced is in Chroma; the others are backlog."""
+    mine = stores.collection
+    if not mine:
+        return
+    status, join = "NULL", ""
+    if stores.has_sync:
+        status, join = "m.sync_status", "LEFT JOIN bot.sync_metadata m ON m.note_id = n.id"
+    absent = (
+        f"FROM bot.knowledge_notes n {join} WHERE NOT EXISTS (SELECT 1 FROM vec.embeddings e"
+        " WHERE e.segment_id = ? AND e.embedding_id = 'note_' || n.id)"
+        f" AND (coalesce({status}, '') = 'synced') = ?"
+    )
+    examples = stores.examples(f"SELECT n.id {absent}", mine.metadata_segment, True)
+    yield none_of(
+        "stores.lost",
+        stores.count(f"SELECT count(*) {absent}", mine.metadata_segment, True),
+        "notes",
+        good="every synced note is in Chroma",
+        bad=f"notes are marked synced and are not in Chroma: {examples}",
+        hint="restore the newest proven backup, or set their sync_status to 'pending'",
+        severity=Status.FAIL,
+    )
+    old = f" AND {_OLD.format(column='n.created_at')}"
+    values = (mine.metadata_segment, False, _moment(stores), SETTLING_MINUTES)
+    yield none_of(
+        "stores.backlog",
+        stores.count(f"SELECT count(*) {absent}{old}", *values),
+        "notes",
+        good="no note waits for its vector",
+        bad="notes are not in Chroma yet: search by meaning does not find them",
+        hint="look for sync errors in the log; the bot retries a failed note 3 times only",
+    )
+
+
+def deleted(stores: Stores) -> Iterator[Check]:
+    """I2: every record in Chroma is a living note's."""
+    mine = stores.collection
+    if not mine:
+        return
+    is_note = "substr(e.embedding_id, 1, 5) = 'note_'"
+    is_residue = f"e.embedding_id = '{PROBE_RESIDUE}'"
+    kinds = (
+        (
+            "stores.deleted",
+            is_note,
+            "deleted notes are found by search",
+            "a known bug of the bot: delete these ids from the collection, with the bot stopped",
+        ),
+        (
+            "stores.residue",
+            is_residue,
+            "test documents of the bot's own persistence check were left behind",
+            "harmless: delete this id from the collection, with the bot stopped",
+        ),
+        (
+            "stores.foreign",
+            f"NOT {is_note} AND NOT {is_residue}",
+            "records in Chroma are not the bot's",
+            "find out which other program writes to this Chroma directory",
+        ),
+    )
+    for name, kind, what, hint in kinds:
+        query = (
+            "FROM vec.embeddings e WHERE e.segment_id = ? AND NOT EXISTS (SELECT 1"
+            " FROM bot.knowledge_notes n WHERE n.id = substr(e.embedding_id, 6)"
+            f" AND {is_note}) AND {kind}"
+        )
+        count = stores.count(f"SELECT count(*) {query}", mine.metadata_segment)
+        examples = stores.examples(f"SELECT e.embedding_id {query}", mine.metadata_segment)
+        good, bad = f"no {what}", f"{what}: {examples}"
+        yield none_of(name, count, "records", good=good, bad=bad, hint=hint)
+
+
+def sync(stores: Stores) -> Iterator[Check]:
+    """I3 and I6: the bot's book-keeping points at notes, and no sync hangs."""
+    if not stores.has_sync:
+        yield ok("stores.sync", "the bot has not synced yet (there is no sync_metadata)")
+        return
+    yield none_of(
+        "stores.sync",
+        stores.count(
+            "SELECT count(*) FROM bot.sync_metadata m WHERE NOT EXISTS"
+            " (SELECT 1 FROM bot.knowledge_notes n WHERE n.id = m.note_id)"
+            " OR m.chromadb_doc_id <> 'note_' || m.note_id"
+        ),
+        "rows",
+        good="every row of sync_metadata belongs to its note",
+        bad="rows of sync_metadata belong to no note, or to another one",
+        hint="harmless: delete them, with the bot stopped",
+    )
+    hanging = stores.count(
+        "SELECT count(*) FROM bot.sync_metadata m WHERE m.sync_status = 'syncing' AND "
+        + _OLD.format(column="m.updated_at"),
+        *(_moment(stores), SETTLING_MINUTES),
+    )
+    behind = stores.count(
+        "SELECT count(*) FROM bot.sync_metadata m JOIN bot.knowledge_notes n ON n.id = m.note_id"
+        " WHERE m.sync_status = 'synced'"
+        " AND julianday(n.updated_at) - julianday(m.last_synced_at) > 1 / 86400.0 AND "
+        + _OLD.format(column="n.updated_at"),
+        *(_moment(stores), SETTLING_MINUTES),
+    )
+    yield none_of(
+        "stores.interrupted",
+        hanging + behind,
+        "notes",
+        good="no sync was interrupted",
+        bad=f"syncs are open: {hanging:,} never ended, {behind:,} notes were edited since",
+        hint="restart the bot, then see that this number falls",
+    )
+
+
+def stale(stores: Stores) -> Iterator[Check]:
+    """I4 and I5: Chroma's document is the note's text, and the bot's hash covers that text."""
+    mine = stores.collection
+    if not mine:
+        return
+    sync_columns, sync_join = "NULL, NULL", ""
+    if stores.has_sync:
+        sync_columns = "m.sync_status, m.embedding_hash"
+        sync_join = "LEFT JOIN bot.sync_metadata m ON m.note_id = n.id"
+    rows = stores.connection.execute(
+        f"SELECT n.id, n.title, n.content, n.tags, {sync_columns}, d.string_value,"
+        " abs(julianday(n.updated_at) - julianday(u.string_value)) > 1 / 86400.0"
+        " FROM vec.embeddings e JOIN bot.knowledge_notes n ON n.id = substr(e.embedding_id, 6)"
+        " LEFT JOIN vec.embedding_metadata d ON d.id = e.id AND d.key = 'chroma:document'"
+        f" LEFT JOIN vec.embedding_metadata u ON u.id = e.id AND u.key = 'updated_at' {sync_join}"
+        " WHERE e.segment_id = ? AND substr(e.embedding_id, 1, 5) = 'note_'",
+        (mine.metadata_segment,),
+    )
+    old_text = wrong_hash = compared = 0
+    example = ""
+    for note, title, content, tags, status, embedding_hash, document, moved in rows:
+        text = expected_text(title, content, tags)
+        compared += 1
+        if document != text or moved:
+            old_text += 1
+            example = example or str(note)
+        if status == "synced" and embedding_hash != expected_hash(text):
+            wrong_hash += 1
+    yield none_of(
+        "stores.stale",
+        old_text,
+        "notes",
+        good=f"all {compared:,} notes in Chroma have their current text",
+        bad=f"of {compared:,} notes were edited and Chroma kept the old text: {example}",
+        hint="a known bug of the bot (it adds, never updates): delete these ids from the "
+        "collection, with the bot stopped, and it adds them anew",
+    )
+    yield none_of(
+        "stores.hashes",
+        wrong_hash,
+        "notes",
+        good="every embedding_hash is that of its note's text",
+        bad="synced notes have an embedding_hash of another text",
+        hint="the bot syncs them again by itself; if the number stays, its model has changed",
+    )
+
+
+def expected_text(title: object, content: object, tags: object) -> str:
+    """Given a note, return the document that the bot writes to Chroma for it."""
+    parts = (f"Title: {title}" if title else "", content or "", f"Tags: {tags}" if tags else "")
+    return "\n\n".join(str(part) for part in parts if part)
+
+
+def expected_hash(text: str) -> str:
+    """Given a document, return the bot's `embedding_hash` (hex): it covers the model's name."""
+    return hashlib.sha256(f"{text}:{EMBEDDING_MODEL}".encode(errors="replace")).hexdigest()
+
+
+def _moment(stores: Stores) -> str:
+    return stores.snapshot.taken_at.strftime("%Y-%m-%d %H:%M:%S")

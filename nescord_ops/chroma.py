@@ -1,0 +1,289 @@
+"""ChromaDB's files, read without ChromaDB: `chroma.sqlite3`, HNSW headers, id maps and vectors.
+
+Works on a copy. A Chroma client loads a whole index into memory and changes the files that it
+opens; this reader does neither, so it can look at every vector in constant memory.
+
+Source of the formats: chromadb 1.0.20–1.5.9, measured. `chroma.sqlite3` keeps documents and
+metadata (METADATA segment) and the write queue; each VECTOR segment has a directory named by the
+segment's id with `header.bin`, `data_level0.bin`, `length.bin`, `link_lists.bin` and, after the
+first persist, `index_metadata.pickle`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickletools
+import sqlite3
+import stat
+import struct
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from nescord_ops.errors import VolumeError
+
+DATABASE = "chroma.sqlite3"
+PICKLE = "index_metadata.pickle"
+_HEADER = struct.Struct("<i6QiI3QdQ")
+_CHUNK_BYTES = 8_000_000
+# Opcodes that only make plain values; anything else could run code and is refused.
+_FRAMING = frozenset({"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"})
+_SCALARS = frozenset(
+    {"NONE", "NEWTRUE", "NEWFALSE", "BINFLOAT"}
+    | {"BININT", "BININT1", "BININT2", "LONG1", "LONG4", "GET", "BINGET", "LONG_BINGET"}
+    | {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Collection:
+    """One collection: `dimension` is None until the first vector; `distance` is the space.
+
+    `vector_seq` and `metadata_seq` are the newest sequence numbers that each segment has applied,
+    None before the first (for vectors: before the first persist).
+    """
+
+    id: str
+    name: str
+    dimension: int | None
+    distance: str
+    vector_segment: str
+    metadata_segment: str
+    vector_seq: int | None
+    metadata_seq: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Hnsw:
+    """`header.bin` of one index: counts of elements, and byte offsets within one element."""
+
+    max_elements: int
+    elements: int
+    element_bytes: int
+    label_offset: int
+    data_offset: int
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in a vector (float32, 4 bytes each)."""
+        return (self.label_offset - self.data_offset) // 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Vectors:
+    """What `data_level0.bin` holds: elements read, and how many of them are not usable.
+
+    `broken` counts vectors with a number that is not finite, or in cosine space a length that is
+    not 1; `unknown_labels` elements that the id map does not name and that are not deleted.
+    """
+
+    read: int
+    broken: int
+    unknown_labels: int
+    missing_labels: int
+
+
+def collections(connection: sqlite3.Connection) -> tuple[Collection, ...]:
+    """Given a connection to a copy of `chroma.sqlite3`, return its collections by name."""
+    segments: dict[tuple[str, str], str] = {
+        (collection, scope): id_
+        for id_, scope, collection in connection.execute(
+            "SELECT id, scope, collection FROM segments"
+        )
+    }
+    newest = {id_: sequence(seq) for id_, seq in connection.execute("SELECT * FROM max_seq_id")}
+    found = []
+    cursor = connection.cursor()
+    cursor.row_factory = sqlite3.Row
+    for row in cursor.execute("SELECT * FROM collections ORDER BY name"):
+        vector = segments.get((row["id"], "VECTOR"), "")
+        metadata = segments.get((row["id"], "METADATA"), "")
+        found.append(
+            Collection(
+                id=row["id"],
+                name=row["name"],
+                dimension=row["dimension"],
+                distance=_distance(connection, row),
+                vector_segment=vector,
+                metadata_segment=metadata,
+                vector_seq=newest.get(vector),
+                metadata_seq=newest.get(metadata),
+            )
+        )
+    return tuple(found)
+
+
+def _distance(connection: sqlite3.Connection, row: sqlite3.Row) -> str:
+    """A collection's space: from schema (1.3+), configuration (1.0+), metadata, or default."""
+    for column in ("schema_str", "config_json_str"):
+        if column in row.keys():  # noqa: SIM118 - a sqlite3.Row has no __contains__ for keys
+            space = _find_space(row[column])
+            if space:
+                return space
+    found = connection.execute(
+        "SELECT str_value FROM collection_metadata WHERE collection_id = ? AND key = 'hnsw:space'",
+        (row["id"],),
+    ).fetchone()
+    return str(found[0]) if found else "l2"
+
+
+def _find_space(text: str | None) -> str:
+    """The vector index's `space` in a JSON text; `#embedding` is the key of the vectors."""
+    try:
+        pending: list[Any] = [json.loads(text or "{}")]
+    except (ValueError, RecursionError):
+        return ""
+    if isinstance(pending[0], dict) and isinstance(pending[0].get("keys"), dict):
+        pending = [pending[0]["keys"].get("#embedding")]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, dict):
+            if isinstance(node.get("space"), str):
+                return str(node["space"])
+            pending.extend(node.values())
+    return ""
+
+
+def sequence(value: object) -> int:
+    """Given a sequence number as Chroma stores it (integer, or big-endian bytes), return it."""
+    if isinstance(value, bytes):
+        return int.from_bytes(value, "big")
+    return value if isinstance(value, int) else 0
+
+
+def read_hnsw(directory: Path) -> Hnsw:
+    """Given a VECTOR segment's directory, return its header.
+
+    Raise VolumeError if it is missing, or if its numbers contradict each other or the files.
+    """
+    path = directory / "header.bin"
+    try:
+        raw = path.read_bytes()[: _HEADER.size + 1]
+    except OSError as error:
+        raise VolumeError(f"{path} cannot be read: {error.strerror}") from error
+    if len(raw) != _HEADER.size:
+        raise VolumeError(f"{path} has {len(raw)} bytes, not {_HEADER.size}")
+    _, _, limit, count, size, label, data, *_ = _HEADER.unpack(raw)
+    if not (0 < data < label < size <= 1 << 20 and label - data == (label - data) // 4 * 4):
+        raise VolumeError(f"{path} is damaged: element of {size} bytes, vector at {data}..{label}")
+    if count > limit:
+        raise VolumeError(f"{path} is damaged: {count:,} elements, room for {limit:,}")
+    try:
+        held = (directory / "data_level0.bin").stat().st_size // size
+    except OSError as error:
+        raise VolumeError(f"{directory.name}/data_level0.bin: {error.strerror}") from error
+    if held < count:
+        raise VolumeError(f"{directory.name}/data_level0.bin holds {held:,} of {count:,} elements")
+    return Hnsw(limit, count, size, label, data)
+
+
+def id_map(directory: Path) -> Iterator[tuple[str, int]]:
+    """Given a VECTOR segment's directory, yield (id, label) of every persisted vector.
+
+    Reads `index_metadata.pickle` as a stream of opcodes and runs none of them: memory does not
+    grow with the index, and a pickle that could run code is refused. Raise VolumeError if the
+    pickle is damaged, hostile or not Chroma's dictionary of dictionaries.
+    """
+    path = directory / PICKLE
+    try:
+        with path.open("rb") as file:
+            yield from _pairs(file, path)
+    except OSError as error:
+        raise VolumeError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, EOFError, UnicodeError, OverflowError, MemoryError) as error:
+        raise VolumeError(f"{path} is damaged: {error}") from error
+
+
+def _pairs(file: BinaryIO, path: Path) -> Iterator[tuple[str, int]]:
+    """The items of `id_to_label`: level 1 is the outer dictionary, level 2 an inner one."""
+    level = 0
+    name: object = None  # the key at level 1 whose value comes next
+    inner: object = None  # the key at level 1 whose dictionary is being filled
+    left: list[object] = []  # a key at level 2 that waits for its value
+    for opcode, argument, _ in pickletools.genops(file):
+        kind = opcode.name
+        if kind in _FRAMING:
+            continue
+        if kind == "STOP" and level == 0:
+            return
+        if kind == "EMPTY_DICT" and level < 2:
+            inner, name = name, None
+        elif kind == "MARK" and level < 2:
+            level += 1
+        elif kind == "SETITEMS" and level > 0 and not left:
+            level -= 1
+        elif kind in _SCALARS and level == 1:
+            name = argument if name is None else None
+        elif kind in _SCALARS and level == 2 and not left:
+            left = [argument]
+        elif kind in _SCALARS and level == 2:
+            key = left.pop()
+            if inner == "id_to_label":
+                if not (isinstance(key, str) and isinstance(argument, int) and argument >= 0):
+                    raise VolumeError(f"{path} is damaged: label {argument!r} of an id")
+                yield key, argument
+        elif kind in _SCALARS | {"EMPTY_DICT", "MARK", "SETITEMS", "STOP"}:
+            raise VolumeError(f"{path} is not Chroma's id map ({kind} at level {level})")
+        else:
+            raise VolumeError(f"{path} holds more than plain values ({kind}): it was not loaded")
+    raise VolumeError(f"{path} is damaged: it ends early")
+
+
+def read_vectors(directory: Path, header: Hnsw, labels: Iterable[int], *, unit: bool) -> Vectors:
+    """Read every element of `data_level0.bin` once and compare its labels with the id map's.
+
+    `unit` expects vectors of length 1 (cosine space; hnswlib normalises them when they are
+    added). Memory: one chunk of elements and nine bytes a label. Raise VolumeError if the file
+    cannot be read.
+    """
+    import numpy
+
+    element = numpy.dtype(
+        {
+            "names": ["links", "flags", "vector", "label"],
+            "formats": ["<u2", "u1", f"({header.dimension},)<f4", "<u8"],
+            "offsets": [0, 2, header.data_offset, header.label_offset],
+            "itemsize": header.element_bytes,
+        }
+    )
+    named = numpy.sort(numpy.fromiter(labels, dtype="u8"))
+    seen = numpy.zeros(len(named), dtype=bool)
+    chunk = max(1, _CHUNK_BYTES // header.element_bytes)
+    broken = strangers = read = 0
+    path = directory / "data_level0.bin"
+    try:
+        with path.open("rb") as file:
+            while read < header.elements:
+                part = numpy.fromfile(file, element, min(chunk, header.elements - read))
+                if not len(part):
+                    break
+                read += len(part)
+                lengths = numpy.linalg.norm(part["vector"].astype("<f4"), axis=1)
+                good = numpy.isfinite(lengths)
+                if unit:
+                    good &= numpy.abs(lengths - 1) < 1e-3
+                broken += int(len(part) - good.sum())
+                alive = (part["flags"] & 1) == 0
+                at = numpy.searchsorted(named, part["label"])
+                known = at < len(named)
+                known[known] = named[at[known]] == part["label"][known]
+                seen[at[known]] = True
+                strangers += int((alive & ~known).sum())
+    except OSError as error:
+        raise VolumeError(f"{path} cannot be read: {error.strerror}") from error
+    return Vectors(read, broken, strangers, int((~seen).sum()))
+
+
+def segment_directories(root: Path) -> tuple[Path, ...]:
+    """Given a Chroma directory, return those below it that are named by a UUID, links left out."""
+    found = []
+    for entry in sorted(root.iterdir()):
+        try:
+            uuid.UUID(entry.name)
+        except ValueError:
+            continue
+        if stat.S_ISDIR(entry.lstat().st_mode):
+            found.append(entry)
+    return tuple(found)

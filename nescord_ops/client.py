@@ -1,0 +1,245 @@
+"""Chroma's own client, in child processes, on a copy: the proof that the store opens and searches.
+
+This module is the child as well (`python -m nescord_ops.client`): it reads one JSON request on
+stdin and answers with one JSON document on stdout. No other process of ours imports chromadb. A
+client changes the files that it opens and loads a whole index into memory (chromadb 1.5.9:
+94 MB, and 150 MB more for 40,000 vectors of 768 dimensions), so it never sees a live store, and
+an index that would not fit is left closed, which the check says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nescord_ops import chroma, show
+from nescord_ops.checks import Check, fail, ok, unknown
+from nescord_ops.errors import VolumeError
+from nescord_ops.stores import Stores
+
+BASE_BYTES = 120_000_000  # a Python with chromadb imported
+INDEX_LIMIT_BYTES = 140_000_000  # keeps the child below 300 MB
+SAMPLE = 20
+RECALL_FLOOR = 0.75  # HNSW is approximate; a lost index finds next to nothing
+TIMEOUT_SECONDS = 180.0
+PROBE_COLLECTION = "nescord_ops_probe"
+PROBE_ID = "nescord_ops_probe_document"
+PROBE_TEXT = "永続性の確認 · a document that must be found again"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """What a child said: `result` or a one-line `problem`."""
+
+    result: dict[str, Any]
+    problem: str = ""
+
+
+def ask(request: dict[str, Any], timeout_seconds: float = TIMEOUT_SECONDS) -> Answer:
+    """Run one request in a new process; a crash, a hang and nonsense are answers with a problem."""
+    environment = {
+        **os.environ,
+        "ANONYMIZED_TELEMETRY": "False",
+        "PYTHONWARNINGS": "ignore",
+        "OMP_NUM_THREADS": "1",
+    }
+    try:
+        child = subprocess.run(
+            [sys.executable, "-m", "nescord_ops.client"],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=timeout_seconds,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Answer({}, f"Chroma did not answer within {timeout_seconds:.0f} s")
+    except OSError as error:
+        return Answer({}, f"no child process could be started: {error.strerror}")
+    if child.returncode:
+        last = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
+        killed = f"killed by signal {-child.returncode}" if child.returncode < 0 else last[0]
+        return Answer({}, show.printable(killed)[:300])
+    try:
+        result = json.loads(child.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        return Answer({}, "Chroma's process gave no answer")
+    return Answer(result)
+
+
+def round_trip(stores: Stores) -> Iterator[Check]:
+    """Create a document in the copy, find it again in a new process, delete it; try a sample.
+
+    The document goes into the bot's collection, or, where that index is too large for the memory
+    that is left, into a collection of its own; the sample is then not tried.
+    """
+    mine = stores.collection
+    if not mine:
+        return
+    size = _index_bytes(stores)
+    room = _available_bytes()
+    small = size <= INDEX_LIMIT_BYTES and (room is None or BASE_BYTES + size * 5 // 4 < room)
+    if room is not None and room < BASE_BYTES:
+        why = f"only {show.size(room)} of memory is left, Chroma needs {show.size(BASE_BYTES)}"
+        yield unknown("chroma.roundtrip", why, expected=True)
+        return
+    ids = [
+        str(id_)
+        for (id_,) in stores.connection.execute(
+            "SELECT embedding_id FROM vec.embeddings WHERE segment_id = ? ORDER BY random()"
+            " LIMIT ?",
+            (mine.metadata_segment, SAMPLE),
+        )
+    ]
+    request: dict[str, Any] = {
+        "directory": str(stores.root),
+        "collection": mine.name if small else PROBE_COLLECTION,
+        "dimension": mine.dimension or stores.settings.dimension,
+        "sample": ids if small else [],
+    }
+    planted = ask({**request, "action": "plant"})
+    found = planted if planted.problem else ask({**request, "action": "find"})
+    yield from _judge(found, mine.name, len(ids) if small else 0, size)
+
+
+def _judge(answer: Answer, collection: str, sample: int, size: int) -> Iterator[Check]:
+    seen = answer.result
+    if answer.problem:
+        hint = "see the failed checks of the index; else run it again with more memory"
+        yield fail("chroma.roundtrip", f"Chroma cannot work with a copy: {answer.problem}", hint)
+        return
+    if not (seen.get("found") and seen.get("searched") and seen.get("deleted")):
+        names = ("found", "searched", "deleted")
+        steps = ", ".join(f"{step}: {'yes' if seen.get(step) else 'no'}" for step in names)
+        yield fail(
+            "chroma.roundtrip",
+            f"a test document was not found again and deleted ({steps})",
+            "stop the bot and restore the newest backup that is proven",
+        )
+        return
+    yield ok(
+        "chroma.roundtrip",
+        "a test document was created in a copy, found again by a new process, and deleted",
+    )
+    if not sample:
+        yield unknown(
+            "chroma.search",
+            f"not searched through Chroma: its index takes {show.size(size)} of memory; every "
+            "vector was read from the files instead"
+            if size
+            else f"{collection} has no record to search for",
+            expected=True,
+        )
+        return
+    fetched, found = int(seen.get("fetched", 0)), int(seen.get("nearest", 0))
+    text = f"of a sample of {sample} records {fetched} were fetched with their vectors and {found} "
+    text += "were found by them"
+    details = {"value": found, "unit": "records", "limit": sample * RECALL_FLOOR}
+    if fetched < sample or found < sample * RECALL_FLOOR:
+        hint = "stop the bot and restore the newest backup that is proven"
+        yield fail("chroma.search", text, hint, **details)
+    else:
+        yield ok("chroma.search", f"{text} (search is approximate)", **details)
+
+
+def _index_bytes(stores: Stores) -> int:
+    """The memory that the bot's index takes when loaded: its file, or the vectors in the queue."""
+    mine = stores.collection
+    assert mine
+    queued = stores.count("SELECT count(*) FROM queued") * (mine.dimension or 0) * 8
+    data = stores.root / mine.vector_segment / "data_level0.bin"
+    try:
+        header = chroma.read_hnsw(data.parent)
+    except VolumeError:
+        return queued
+    return header.elements * header.element_bytes + queued
+
+
+def _available_bytes() -> int | None:
+    """The memory that may still be used here: the container's limit, else the machine's; or None.
+
+    Sources: cgroup v2 `memory.max` and `memory.current`, proc(5) `MemAvailable`.
+    """
+    rooms = []
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        if limit.isdigit():
+            statistics = dict(
+                line.split() for line in (group / "memory.stat").read_text().splitlines()
+            )
+            used = int((group / "memory.current").read_text())
+            rooms.append(int(limit) - used + int(statistics.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        pass
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                rooms.append(int(line.split()[1]) * 1024)
+    except (OSError, ValueError):
+        pass
+    return min(rooms, default=None)
+
+
+def _child(request: dict[str, Any]) -> dict[str, Any]:
+    """Answer one request with chromadb; runs in a process of its own."""
+    # jupyterlab's rfc3987-syntax compiles a grammar for 3 s on import, for checks nobody makes
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+    import chromadb
+    from chromadb.config import Settings
+
+    client = chromadb.PersistentClient(
+        request["directory"], settings=Settings(anonymized_telemetry=False)
+    )
+    name = request["collection"]
+    vector = [
+        (1.0 if i % 2 else -1.0) / request["dimension"] ** 0.5 for i in range(request["dimension"])
+    ]
+    if request["action"] == "plant":
+        if name == PROBE_COLLECTION:
+            collection = client.create_collection(name, embedding_function=None)
+        else:
+            collection = client.get_collection(name, embedding_function=None)
+        collection.add(ids=[PROBE_ID], embeddings=[vector], documents=[PROBE_TEXT])
+        return {"planted": True}
+    collection = client.get_collection(name, embedding_function=None)
+    before = collection.count()
+    held = collection.get(ids=[PROBE_ID], include=["documents"])
+    nearest = collection.query(query_embeddings=[vector], n_results=1, include=["distances"])
+    result: dict[str, Any] = {
+        "found": held["documents"] == [PROBE_TEXT],
+        "searched": nearest["ids"] == [[PROBE_ID]],
+        **_search(collection, request["sample"]),
+    }
+    collection.delete(ids=[PROBE_ID])
+    gone = not collection.get(ids=[PROBE_ID])["ids"]
+    return {**result, "deleted": gone and collection.count() == before - 1}
+
+
+def _search(collection: Any, ids: list[str]) -> dict[str, int]:
+    """How many of the ids have document and vector, and how many are found by that vector."""
+    if not ids:
+        return {}
+    held = collection.get(ids=ids, include=["documents", "embeddings"])
+    fetched = nearest = 0
+    for id_, document, vector in zip(
+        held["ids"], held["documents"], held["embeddings"], strict=True
+    ):
+        fetched += document is not None
+        near = collection.query(query_embeddings=[vector], n_results=20, include=["distances"])
+        same = near["distances"][0] and near["distances"][0][0] < 1e-4
+        nearest += bool(id_ in near["ids"][0] or same)
+    return {"fetched": fetched, "nearest": nearest}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_child(json.loads(sys.stdin.read()))))  # noqa: T201 - the answer

@@ -1,0 +1,204 @@
+"""A SQLite file from outside and inside: its header, its tables, its integrity.
+
+The header is read as plain bytes, so a live file needs no connection. Everything else takes a
+connection to a copy, opened by `open_copy`; `open_live` is for schema and capture only.
+
+Sources: https://www.sqlite.org/fileformat2.html (header), https://www.sqlite.org/uri.html.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sqlite3
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote as percent
+
+from nescord_ops.errors import VolumeError
+
+MAGIC = b"SQLite format 3\0"
+HEADER_BYTES = 100
+MIGRATIONS = range(1, 9)
+BOT_TABLES = ("knowledge_notes", "note_links", "schema_migrations", "token_usage")
+SEARCH_TABLE = "knowledge_notes_fts"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Header:
+    """The first 100 bytes of a SQLite file, with the sizes of the files beside it, in bytes."""
+
+    page_bytes: int
+    pages: int
+    free_pages: int
+    wal_mode: bool
+    file_bytes: int
+    wal_bytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Table:
+    """One table with its indices: `allocated_bytes` is None where SQLite lacks `dbstat`."""
+
+    name: str
+    rows: int | None
+    allocated_bytes: int | None
+
+
+def decode(raw: bytes) -> str:
+    """SQLite's text as far as it is UTF-8; other bytes are shown as escapes, never an error."""
+    return raw.decode("utf-8", "backslashreplace")
+
+
+def quote(name: str) -> str:
+    """Given any SQL identifier, return it quoted."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """Given a database, return the path of its `-wal`, `-shm` or `-journal`."""
+    return path.with_name(path.name + suffix)
+
+
+def read_header(path: Path) -> Header:
+    """Given a SQLite file, live or copied, return its header without opening a connection.
+
+    Raise VolumeError if it is no regular file, unreadable, empty, truncated or not SQLite.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise VolumeError(f"{path} cannot be opened: {error.strerror}") from error
+    try:
+        size = os.fstat(handle).st_size
+        raw = os.read(handle, HEADER_BYTES)
+    except OSError as error:
+        raise VolumeError(f"{path} cannot be read: {error.strerror}") from error
+    finally:
+        os.close(handle)
+    if not raw:
+        raise VolumeError(f"{path} is empty (0 bytes)")
+    if len(raw) < HEADER_BYTES or not raw.startswith(MAGIC):
+        raise VolumeError(f"{path} is not a SQLite database")
+    (page,) = struct.unpack_from(">H", raw, 16)
+    page = 65536 if page == 1 else page
+    changes, pages, _, free = struct.unpack_from(">4I", raw, 24)
+    (valid_for,) = struct.unpack_from(">I", raw, 92)
+    if page < 512 or page & (page - 1):
+        raise VolumeError(f"{path} has a damaged header: page size {page}")
+    if changes == valid_for and size < pages * page and not beside(path, "-wal").exists():
+        raise VolumeError(f"{path} is truncated: {size:,} of {pages * page:,} bytes")
+    with contextlib.suppress(OSError):
+        return Header(page, pages, free, raw[18] == 2, size, _size(beside(path, "-wal")))
+    raise VolumeError(f"{path} cannot be read")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def uri(path: Path, options: str) -> str:
+    """Given a path with any bytes in its name, return the SQLite URI that opens just that file."""
+    return f"file:{percent(os.fsencode(path))}?{options}"
+
+
+@contextlib.contextmanager
+def open_live(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a live database for reading; nothing is created beside one that is at rest.
+
+    A database without a `-wal` is opened `immutable`, which takes no lock and makes no file; one
+    with a `-wal` belongs to a bot, alive or killed, and is opened read-only, where SQLite itself
+    may write its `-shm`.
+    """
+    at_rest = not beside(path, "-wal").exists() and not beside(path, "-journal").exists()
+    options = "mode=ro&immutable=1" if at_rest else "mode=ro"
+    connection = sqlite3.connect(uri(path, options), uri=True, timeout=5, isolation_level=None)
+    with contextlib.closing(connection):
+        yield connection
+
+
+@contextlib.contextmanager
+def open_copy(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a copy for reading, with every text decoded as far as it is UTF-8 (never raising).
+
+    The schema of a copy is hostile: views and triggers of it cannot call unsafe functions, and
+    its text is never trusted.
+    """
+    connection = sqlite3.connect(uri(path, "mode=ro&immutable=1"), uri=True, isolation_level=None)
+    with contextlib.closing(connection):
+        connection.text_factory = decode
+        connection.execute("PRAGMA trusted_schema=OFF")
+        connection.execute("PRAGMA cell_size_check=ON")
+        connection.execute("PRAGMA temp_store=FILE")
+        yield connection
+
+
+def table_names(connection: sqlite3.Connection) -> set[str]:
+    """Return the names of every table, virtual ones included."""
+    return {
+        name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type='table'")
+    }
+
+
+def migrations(connection: sqlite3.Connection) -> list[int]:
+    """Return the versions that `schema_migrations` records, in order."""
+    rows = connection.execute("SELECT version FROM schema_migrations ORDER BY version")
+    return [version for (version,) in rows if isinstance(version, int)]
+
+
+def integrity(connection: sqlite3.Connection, limit: int = 20) -> list[str]:
+    """Run `PRAGMA integrity_check` on a copy; return what it complains of, at most `limit`."""
+    try:
+        rows = connection.execute(f"PRAGMA integrity_check({limit:d})").fetchall()
+    except sqlite3.DatabaseError as error:
+        return [str(error)]
+    return [str(row[0]) for row in rows if row[0] != "ok"]
+
+
+def foreign_key_orphans(connection: sqlite3.Connection) -> dict[str, int]:
+    """Run `PRAGMA foreign_key_check`; return how many rows of each table point at nothing."""
+    orphans: dict[str, int] = {}
+    for table, *_ in connection.execute("PRAGMA foreign_key_check"):
+        orphans[table] = orphans.get(table, 0) + 1
+    return orphans
+
+
+def tables(connection: sqlite3.Connection) -> tuple[Table, ...]:
+    """Return every ordinary table with its rows and bytes (indices included), largest first.
+
+    A table that cannot be counted has None for rows; `dbstat` is in most builds of SQLite only.
+    """
+    owners: dict[str, str] = dict(
+        connection.execute("SELECT name, tbl_name FROM sqlite_schema WHERE rootpage > 0").fetchall()
+    )
+    pages: dict[str, int] = {}
+    try:
+        pages = dict(
+            connection.execute("SELECT name, pgsize FROM dbstat WHERE aggregate = TRUE").fetchall()
+        )
+    except sqlite3.DatabaseError:
+        known = False
+    else:
+        known = True
+    allocated: dict[str, int] = dict.fromkeys(owners.values(), 0)
+    for name, count in pages.items():
+        owner = owners.get(name, name)
+        allocated[owner] = allocated.get(owner, 0) + count
+    found = [
+        Table(name, _rows(connection, name), count if known else None)
+        for name, count in allocated.items()
+    ]
+    return tuple(sorted(found, key=lambda t: (-(t.allocated_bytes or 0), t.name)))
+
+
+def _rows(connection: sqlite3.Connection, table: str) -> int | None:
+    try:
+        (count,) = connection.execute(f"SELECT count(*) FROM {quote(table)}").fetchone()
+    except sqlite3.DatabaseError:
+        return None
+    return int(count)

@@ -1,0 +1,105 @@
+"""A sample volume to try the runbook on, healthy or with named faults planted.
+
+`nescord-ops demo`, `--demo` and the tests all build their volumes here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from nescord_ops import sample
+from nescord_ops.errors import SettingsError, VolumeError
+from nescord_ops.faults import FAULTS
+from nescord_ops.sample import Demo
+from nescord_ops.volume import remove_tree
+
+__all__ = ["Demo", "create", "only_sample", "temporary"]
+
+LARGEST = 1_000_000
+# What the operator's shell may hold for the real volume, and a sample must not see.
+REAL = ("CHROMADB_", "RAILWAY_", "NESCORD_OPS_", "DATABASE_URL", "EMBEDDING_DIMENSION")
+
+
+def create(
+    directory: Path,
+    *,
+    notes: int = 300,
+    vectors: int | None = None,
+    faults: Sequence[str] = (),
+    now: datetime | None = None,
+    seed: int = 0,
+    note_bytes: int = 1000,
+    backups: bool = True,
+) -> Demo:
+    """Build a sample volume in `directory`, the bot's working directory, and return it.
+
+    The oldest `vectors` notes (default: all) are in Chroma, the others are backlog. `note_bytes`
+    is the average size of a note's text in UTF-8. Everything but the ids that Chroma draws follows
+    from the arguments. Raise VolumeError if the directory is not empty or cannot be written,
+    SettingsError for an unknown fault or a number out of range.
+    """
+    unknown = [name for name in faults if name not in FAULTS]
+    if unknown:
+        raise SettingsError(
+            f"no fault is named {unknown[0]!r}", "nescord-ops demo --fault list names them"
+        )
+    if not 1 <= notes <= LARGEST:
+        raise SettingsError(
+            f"{notes} notes: from 1 to {LARGEST:,} can be made", "choose another --notes"
+        )
+    demo = Demo(
+        app_dir=_claim(directory.absolute()),
+        notes=notes,
+        vectors=min(notes, notes if vectors is None else max(vectors, 0)),
+        note_bytes=note_bytes,
+        now=now or datetime.now(UTC),
+        seed=seed,
+    )
+    sample.build(demo, backups=backups)
+    for name in faults:
+        FAULTS[name].plant(demo)
+    return demo
+
+
+@contextlib.contextmanager
+def temporary(*, faults: Sequence[str] = ()) -> Iterator[Demo]:
+    """Build a sample volume in a temporary directory, which is removed afterwards."""
+    root = Path(tempfile.mkdtemp(prefix="nescord-ops-demo-"))
+    try:
+        yield create(root / "app", faults=faults)
+    finally:
+        remove_tree(root)
+
+
+@contextlib.contextmanager
+def only_sample() -> Iterator[None]:
+    """Hide the real volume's variables from this process, so that a sample's `.env` counts."""
+    hidden = {name: value for name, value in os.environ.items() if name.startswith(REAL)}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _claim(directory: Path) -> Path:
+    """Make the directory, or take it if it is empty."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        taken = any(directory.iterdir())
+    except OSError as error:
+        raise VolumeError(
+            f"{directory} cannot be made: {error.strerror}", "name a directory that can be made"
+        ) from error
+    if taken:
+        raise VolumeError(
+            f"{directory} is not empty, and a sample volume overwrites nothing",
+            "name a new directory",
+        )
+    return directory

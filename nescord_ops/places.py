@@ -1,0 +1,155 @@
+"""Where the data lies: the volume's mount, the bot's paths on it, permissions and room (I13).
+
+Live paths are only stat-ed, but for a write probe that removes itself.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from nescord_ops import show, volume
+from nescord_ops.checks import Check, fail, none_of, ok, unknown, warn
+from nescord_ops.errors import VolumeError
+from nescord_ops.settings import Settings
+
+FREE_WARN_RATIO, FREE_FAIL_BYTES = 0.10, 20 << 20
+FOUR_SLASHES = "DATABASE_URL=sqlite:////app/data/nescordbot.db (four slashes)"
+
+
+def url(settings: Settings) -> Check:
+    """Whether DATABASE_URL opens the file that it seems to name (I13)."""
+    if settings.database_meant is None:
+        return ok("location.url", f"DATABASE_URL opens {settings.database}")
+    hint = f"set {FOUR_SLASHES}, after moving the data there with the bot stopped"
+    if "?" in settings.database_url:
+        hint = "remove everything from the question mark on; " + hint
+    text = f"DATABASE_URL opens {settings.database}, not {settings.database_meant}"
+    return fail("location.url", text, hint)
+
+
+def locations(settings: Settings) -> Iterator[Check]:
+    """Whether a volume is mounted where Railway says, and both stores lie on it (I13)."""
+    mount = settings.volume_mount
+    places = (("database", settings.database), ("chroma", settings.chroma_dir))
+    if mount is None:
+        why = "not on Railway (RAILWAY_VOLUME_MOUNT_PATH is not set): no mount to compare with"
+        for name in ("volume", *(name for name, _ in places)):
+            yield unknown(f"location.{name}", why, expected=True)
+        return
+    seen = volume.mount_of(mount)
+    if seen is None:
+        yield unknown("location.volume", "the list of mounts cannot be read (/proc/self/mountinfo)")
+        return
+    if seen.path != Path(os.path.realpath(mount)):
+        hint = "attach the volume to the service and redeploy: what is written now will be lost"
+        yield fail("location.volume", f"no volume is mounted at {mount}", hint)
+    elif seen.read_only:
+        yield fail("location.volume", f"{mount} is mounted read-only", "see Railway's status page")
+    else:
+        yield ok("location.volume", f"a {seen.filesystem} volume is mounted at {mount}")
+    for name, path in places:
+        real = Path(os.path.realpath(path))
+        on = volume.mount_of(path)
+        if real.is_relative_to(os.path.realpath(mount)) and on and on.path == seen.path:
+            yield ok(f"location.{name}", f"{path} is on the volume")
+        else:
+            text = f"{real} is not on the volume at {mount}: it is lost at the next deploy"
+            hint = f"back up now; then set {FOUR_SLASHES}"
+            if name == "chroma":
+                hint = f"back up now; then set CHROMADB_PERSIST_DIRECTORY={mount}/chromadb"
+            yield fail(f"location.{name}", text, hint)
+
+
+def strays(settings: Settings) -> Check:
+    """Databases beside the one in use, which a wrong URL has made (I13)."""
+    used = settings.database
+    wanted = settings.database_meant or used
+    inside = settings.app_dir.joinpath(*settings.app_dir.parts[1:])
+    candidates = [
+        wanted,
+        settings.app_dir / "data" / wanted.name,
+        inside / "data" / wanted.name,
+        settings.app_dir / settings.app_dir.name / "data" / wanted.name,
+    ]
+    for directory in {used.parent, wanted.parent}:
+        if directory.is_dir() and os.access(directory, os.R_OK | os.X_OK):
+            candidates += sorted(directory.glob(f"{wanted.name.split('?')[0]}[?]*"))
+    found = {
+        path
+        for path in candidates
+        if path != used and path.is_file() and not path.name.endswith(("-wal", "-shm", "-journal"))
+    }
+    return none_of(
+        "location.strays",
+        len(found),
+        "files",
+        good="no second database lies about",
+        bad=f"other databases lie beside the one in use: {', '.join(map(str, sorted(found)))}",
+        hint="an earlier DATABASE_URL wrote there: look which one holds your notes",
+    )
+
+
+def access(settings: Settings) -> Iterator[Check]:
+    """Existence, owner, mode bits, and a write probe of both directories."""
+    database_file = volume.place(settings.database)
+    if database_file.kind == "file":
+        yield ok("access.database", f"{settings.database} is a file")
+    else:
+        yield _absent("access.database", database_file, "file", "DATABASE_URL")
+    for name, path in (("volume", settings.database.parent), ("chroma", settings.chroma_dir)):
+        seen = volume.place(path)
+        if seen.kind == "link":
+            seen = volume.place(Path(os.path.realpath(path)))
+        if seen.kind != "directory":
+            variable = "CHROMADB_PERSIST_DIRECTORY" if name == "chroma" else "DATABASE_URL"
+            yield _absent(f"access.{name}", seen, "directory", variable)
+            continue
+        yield _mode(f"access.{name}", seen)
+        try:
+            volume.probe_write(path)
+        except VolumeError as error:
+            hint = f"on Railway set RAILWAY_RUN_UID=0; elsewhere: chmod u+rwx {path}"
+            yield fail(f"access.{name}_write", str(error), hint)
+        else:
+            text = f"a probe was written to {path}, synced, read and removed"
+            yield ok(f"access.{name}_write", text)
+
+
+def _absent(name: str, seen: volume.Place, wanted: str, variable: str) -> Check:
+    hint = f"check {variable}; a bot that never ran has none yet"
+    if seen.kind == "denied":
+        return unknown(name, f"{seen.path}: permission denied", "run it as the bot's user or root")
+    return fail(name, f"{seen.path} should be a {wanted} and is {seen.kind}", hint)
+
+
+def _mode(name: str, seen: volume.Place) -> Check:
+    """The guide's 755 and 750, or anything as good: the owner may do all, strangers not write."""
+    details = {"value": seen.mode_text, "limit": "755"}
+    text = f"{seen.path} is mode {seen.mode_text}, owner {seen.uid}:{seen.gid}"
+    if seen.mode & stat.S_IRWXU != stat.S_IRWXU:
+        hint = f"chmod 755 {seen.path}"
+        return fail(name, f"{text}: its owner may not write there", hint, **details)
+    if seen.mode & stat.S_IWOTH:
+        hint = f"chmod 755 {seen.path}"
+        return warn(name, f"{text}: everyone may write there", hint, **details)
+    return ok(name, text, **details)
+
+
+def room(settings: Settings) -> Check:
+    """Free space of the file system that the database is on."""
+    try:
+        room = volume.space(settings.database.parent)
+    except VolumeError as error:
+        return unknown("access.space", str(error), error.hint)
+    details = {"value": room.free_bytes, "unit": "bytes", "limit": FREE_FAIL_BYTES}
+    share = room.free_bytes / room.total_bytes if room.total_bytes else 0.0
+    text = f"{show.size(room.free_bytes)} free of {show.size(room.total_bytes)} ({share:.0%})"
+    hint = "see nescord-ops capacity; grow the volume in Railway's dashboard"
+    if room.free_bytes < FREE_FAIL_BYTES:
+        return fail("access.space", f"full: {text}", hint, **details)
+    if share < FREE_WARN_RATIO:
+        return warn("access.space", f"nearly full: {text}", hint, **details)
+    return ok("access.space", text, **details)

@@ -1,0 +1,299 @@
+"""Is the data safe? Every check of the runbook, from where the files lie to every vector.
+
+`quick` reads live metadata only: places, permissions, sizes, headers and schema. `full` also
+captures both stores at one moment and examines the copies. What was not looked at is `unknown`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from nescord_ops import __version__, chroma, database, legacy, places, show, volume
+from nescord_ops.checks import Check, Findings, Status, fail, ok, unknown, warn
+from nescord_ops.errors import CaptureError, OpsError, SettingsError, VolumeError
+from nescord_ops.settings import Settings
+from nescord_ops.snapshot import Snapshot, capture
+
+Depth = Literal["quick", "full"]
+WAL_WARN_BYTES = 16 << 20
+BACKUP_WARN_DAYS, BACKUP_FAIL_DAYS = 7, 30
+DELAY_WARN_SECONDS = 5.0
+DEEP = (
+    *("capture.moment", "database.integrity", "database.foreign_keys", "chroma.integrity"),
+    *("chroma.collection", "chroma.dimension", "chroma.distance", "chroma.index"),
+    *("chroma.vectors", "chroma.sequence", "chroma.orphans", "chroma.bloat"),
+    *("stores.lost", "stores.backlog", "stores.deleted", "stores.residue", "stores.foreign"),
+    *("stores.sync", "stores.interrupted", "stores.stale", "stores.hashes"),
+    *("chroma.roundtrip", "chroma.search"),
+)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verification(Findings):
+    """What verify found. `tables` are the bot's tables with rows and bytes (full depth only).
+
+    `capture_seconds` is the time to copy both stores, `lock_seconds` how long Chroma's writers
+    waited for it; both None where nothing was captured.
+    """
+
+    name = "verify"
+
+    settings: Settings
+    checks: tuple[Check, ...]
+    depth: Depth
+    tables: tuple[database.Table, ...] = ()
+    capture_seconds: float | None = None
+    lock_seconds: float | None = None
+
+    def tables_by_size(self) -> show.Html:
+        """Return the bot's tables with rows and bytes, largest first."""
+        rows = ((t.name, t.rows, show.amount(t.allocated_bytes, "bytes")) for t in self.tables)
+        return show.Html(show.table(("Table", "Rows", "Size with indices"), rows))
+
+
+def run(
+    settings: Settings,
+    *,
+    depth: str = "full",
+    now: datetime | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Verification:
+    """Given settings, return every check. Raise SettingsError for another depth.
+
+    Writes one small file each into the database's and Chroma's directory, and removes it; `full`
+    also writes a copy into scratch space. Nothing else on the volume changes, but for the `-shm`
+    that SQLite itself keeps beside a database whose bot runs or was killed.
+    """
+    if depth not in ("quick", "full"):
+        raise SettingsError(f"depth is {depth!r}", "use quick or full")
+    now = now or datetime.now(UTC)
+    checks = [*_shallow(settings, now)]
+    if depth == "quick":
+        why = "not looked at in quick depth"
+        checks += [unknown(n, why, "nescord-ops verify --depth full", expected=True) for n in DEEP]
+        return Verification(settings, tuple(checks), "quick")
+    try:
+        with capture(settings, progress) as snapshot:
+            checks += _capture_checks(snapshot)
+            checks += examine(snapshot, settings, round_trip=True)
+            tables = _tables(snapshot)
+            return Verification(
+                *(settings, tuple(checks), "full", tables),
+                capture_seconds=snapshot.seconds,
+                lock_seconds=snapshot.lock_seconds,
+            )
+    except CaptureError as error:
+        checks.append(unknown("capture.moment", str(error), error.hint))
+    return Verification(settings, tuple(checks), "full")
+
+
+def examine(
+    snapshot: Snapshot, settings: Settings, *, round_trip: bool = False
+) -> tuple[Check, ...]:
+    """Given a snapshot, return the checks I1 to I12 of its copies, and Chroma's own if asked.
+
+    What damage makes unreadable is `unknown`, beside the `fail` that names the damage.
+    """
+    from nescord_ops import agreement, client, soundness, stores
+
+    found: list[Check] = []
+    if snapshot.database:
+        copy = snapshot.database
+        found += _guarded("database.integrity", lambda: soundness.database_file(copy))
+    else:
+        found.append(_missing("database", snapshot, settings.database))
+    if not snapshot.chroma:
+        return (*found, _missing("chroma", snapshot, settings.chroma_dir))
+    root = snapshot.chroma
+    found += _guarded("chroma.integrity", lambda: soundness.chroma_file(root))
+    parts = [
+        ("chroma.collection", soundness.collection),
+        ("chroma.index", soundness.index),
+        ("chroma.vectors", soundness.vectors),
+        ("chroma.sequence", soundness.sequence),
+        ("chroma.orphans", soundness.orphans),
+        ("chroma.bloat", soundness.bloat),
+    ]
+    between = [
+        ("stores.lost", agreement.lost),
+        ("stores.deleted", agreement.deleted),
+        ("stores.sync", agreement.sync),
+        ("stores.stale", agreement.stale),
+    ]
+    try:
+        with stores.join(snapshot, settings) as joined:
+            for name, part in [*parts, *(between if joined.has_notes else [])]:
+                found += _guarded(name, lambda part=part: part(joined))  # type: ignore[misc]
+            if round_trip:
+                found += _guarded("chroma.roundtrip", lambda: client.round_trip(joined))
+    except (sqlite3.DatabaseError, LookupError) as error:
+        if Status.FAIL not in {check.status for check in found}:
+            hint = "check CHROMADB_PERSIST_DIRECTORY"
+            found.append(fail("chroma.collection", f"the store cannot be read: {error}", hint))
+    return tuple(found)
+
+
+def _guarded(name: str, part: Callable[[], Iterable[Check]]) -> list[Check]:
+    """Run one examination; damage that stops it is an `unknown` check of that name."""
+    found: list[Check] = []
+    try:
+        found.extend(part())
+    except (sqlite3.Error, OpsError, OSError, ValueError) as error:
+        hint = "see the failed checks first"
+        found.append(unknown(name, f"could not be read: {show.printable(str(error))}", hint))
+    return found
+
+
+def _missing(name: str, snapshot: Snapshot, path: Path) -> Check:
+    """A store that could not be copied at all: the inspection of its place says more."""
+    reason = snapshot.problems.get(name, f"{path} could not be copied")
+    return fail(
+        f"{name}.integrity", reason, "check the settings; else restore the newest proven backup"
+    )
+
+
+def _tables(snapshot: Snapshot) -> tuple[database.Table, ...]:
+    if not snapshot.database:
+        return ()
+    try:
+        with database.open_copy(snapshot.database) as connection:
+            return database.tables(connection)
+    except sqlite3.DatabaseError:
+        return ()
+
+
+def _capture_checks(snapshot: Snapshot) -> Iterator[Check]:
+    delay = snapshot.lock_seconds
+    text = f"both stores were copied at one moment, {show.moment(snapshot.taken_at)}; "
+    text += f"Chroma's writers waited {delay * 1000:,.0f} ms at the most"
+    details = {"value": round(delay, 3), "unit": "s", "limit": DELAY_WARN_SECONDS}
+    if delay > DELAY_WARN_SECONDS:
+        yield warn("capture.moment", text, "run it when the bot is idle", **details)
+    else:
+        yield ok("capture.moment", text, **details)
+
+
+def _shallow(settings: Settings, now: datetime) -> Iterator[Check]:
+    """The checks that need no copy."""
+    yield places.url(settings)
+    yield from places.locations(settings)
+    yield places.strays(settings)
+    yield from places.access(settings)
+    yield places.room(settings)
+    yield from _database(settings)
+    yield from _chroma(settings)
+    yield _backups(settings, now)
+    yield _versions()
+
+
+def _database(settings: Settings) -> Iterator[Check]:
+    """The live database: header, WAL, schema and migrations (I12)."""
+    path = settings.database
+    if volume.place(path).kind != "file":
+        return
+    try:
+        header = database.read_header(path)
+    except VolumeError as error:
+        yield fail("database.file", str(error), "stop the bot and restore the newest proven backup")
+        return
+    size = header.file_bytes
+    yield ok("database.file", f"SQLite, {show.size(size)}", value=size, unit="bytes")
+    if header.wal_mode:
+        yield ok("database.journal", "journal mode WAL", value="wal", limit="wal")
+    else:
+        hint = "the bot sets WAL itself: is another program writing to this file?"
+        text = "journal mode is not WAL: readers block the bot"
+        yield warn("database.journal", text, hint, value="delete", limit="wal")
+    details = {"value": header.wal_bytes, "unit": "bytes", "limit": WAL_WARN_BYTES}
+    text = f"{show.size(header.wal_bytes)} of the newest notes are in the -wal file"
+    if header.wal_bytes > WAL_WARN_BYTES:
+        hint = "normal after a crash: never delete it; start the bot, which folds it in"
+        yield warn("database.wal", text, hint, **details)
+    else:
+        yield ok("database.wal", text, **details)
+    yield from _guarded("database.schema", lambda: _schema(path))
+
+
+def _schema(path: Path) -> Iterator[Check]:
+    with database.open_live(path) as connection:
+        tables = database.table_names(connection)
+        recorded = database.migrations(connection) if "schema_migrations" in tables else []
+    missing = [name for name in database.BOT_TABLES if name not in tables]
+    if missing:
+        hint = "is this the bot's database? check DATABASE_URL; else restore a backup"
+        yield fail("database.schema", f"no table {', '.join(missing)}", hint)
+        return
+    yield ok("database.schema", f"{len(tables)} tables, the bot's among them", value=len(tables))
+    gaps = [str(version) for version in database.MIGRATIONS if version not in recorded]
+    if gaps:
+        hint = "start the bot once: it migrates by itself; else look for the error in its log"
+        text = f"migrations {', '.join(gaps)} are not recorded"
+        yield warn("database.migrations", text, hint, value=len(gaps), unit="migrations")
+    else:
+        yield ok("database.migrations", f"migrations 1 to {max(recorded)} are recorded")
+    if database.SEARCH_TABLE in tables:
+        yield ok("database.search", f"{database.SEARCH_TABLE} exists")
+    else:
+        text = f"{database.SEARCH_TABLE} does not exist although migration 5 is recorded"
+        hint = "a known defect of the bot: keyword search finds nothing; no data is lost"
+        yield warn("database.search", text, hint)
+
+
+def _chroma(settings: Settings) -> Iterator[Check]:
+    """The live Chroma directory from outside: its SQLite file and the headers of its indices."""
+    root = settings.chroma_dir
+    if not root.is_dir() or not os.access(root, os.R_OK | os.X_OK):
+        return
+    try:
+        header = database.read_header(root / chroma.DATABASE)
+    except VolumeError as error:
+        hint = "check CHROMADB_PERSIST_DIRECTORY; else restore the newest proven backup"
+        yield fail("chroma.file", str(error), hint)
+        return
+    text = f"{chroma.DATABASE}, {show.size(header.file_bytes)}"
+    yield ok("chroma.file", text, value=header.file_bytes, unit="bytes")
+
+
+def _backups(settings: Settings, now: datetime) -> Check:
+    """The age of the newest backup that holds both stores."""
+    hint = "make one now: the bot's backup command, or a copy with the bot stopped"
+    try:
+        found = legacy.backups(settings.backup_dir)
+    except OSError as error:
+        text = f"{settings.backup_dir} cannot be read: {error.strerror}"
+        return unknown("backups.age", text, "run it as the bot's user or root")
+    whole = [backup for backup in found if backup.has_database and backup.has_chroma]
+    if not found:
+        text = f"no backup of any kind in {settings.backup_dir}"
+        return fail("backups.age", text, hint, unit="days", limit=BACKUP_FAIL_DAYS)
+    newest = (whole or found)[0]
+    days = max(0.0, (now - newest.taken_at).total_seconds() / 86_400)
+    text = f"the newest backup{' of both stores' if whole else ''} is {days:.1f} days old"
+    details = {"value": round(days, 2), "unit": "days", "limit": BACKUP_FAIL_DAYS}
+    if not whole:
+        text += " and holds no vectors: Chroma was never backed up"
+        return fail("backups.age", text, hint, **details)
+    if days > BACKUP_FAIL_DAYS:
+        return fail("backups.age", text, hint, **details)
+    if days > BACKUP_WARN_DAYS:
+        return warn("backups.age", text, hint, **details)
+    return ok("backups.age", text + " (a copy of live files: not proven)", **details)
+
+
+def _versions() -> Check:
+    """What this ran with: a store opened by a newer chromadb is migrated, with no way back."""
+    found = {"nescord-ops": __version__, "Python": platform.python_version()}
+    found["SQLite"] = sqlite3.sqlite_version
+    try:
+        found["chromadb"] = metadata.version("chromadb")
+    except metadata.PackageNotFoundError:
+        return unknown("versions", "chromadb is not installed", "pip install chromadb")
+    return ok("versions", ", ".join(f"{name} {version}" for name, version in found.items()))

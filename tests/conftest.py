@@ -1,0 +1,55 @@
+"""Sample volumes for every test: one healthy one a session, and copies of it with faults."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from nescord_ops import demo as demos
+from nescord_ops.demo import Demo
+from nescord_ops.faults import FAULTS
+
+MakeDemo = Callable[..., Demo]
+_PREFIXES = ("NESCORD_OPS_", "RAILWAY_", "CHROMADB_")
+_NAMES = (
+    "DATABASE_URL",
+    "EMBEDDING_DIMENSION",
+    "DISCORD_TOKEN",
+    "OPENAI_API_KEY",
+    "GEMINI_API_KEY",
+)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the machine that runs the tests reaches them."""
+    for name in os.environ:
+        if name.startswith(_PREFIXES) or name in _NAMES:
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def base_demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """A healthy volume of 300 notes. Copy it, do not change it."""
+    return demos.create(tmp_path_factory.mktemp("base") / "app", now=datetime.now(UTC))
+
+
+@pytest.fixture
+def demo(base_demo: Demo, tmp_path: Path) -> MakeDemo:
+    """Return a factory: `demo("stale-vector")` is a copy of the healthy volume with that fault."""
+
+    def make(*faults: str, directory: Path | None = None) -> Demo:
+        target = directory or tmp_path / "app"
+        shutil.copytree(base_demo.app_dir, target)
+        made = dataclasses.replace(base_demo, app_dir=target)
+        for name in faults:
+            FAULTS[name].plant(made)
+        return made
+
+    return make

@@ -1,0 +1,114 @@
+"""Chroma's files read without Chroma: real stores, damaged headers, hostile pickles."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+from conftest import MakeDemo
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nescord_ops import chroma
+from nescord_ops.errors import VolumeError
+
+
+@pytest.fixture
+def index(demo: MakeDemo) -> Path:
+    """A persisted HNSW directory, written by chromadb itself, whose id map is cut in half."""
+    made = demo("truncated-pickle")
+    (directory,) = chroma.segment_directories(made.chroma_dir)
+    return directory
+
+
+def test_the_header_of_a_real_index_gives_the_dimension(index: Path) -> None:
+    header = chroma.read_hnsw(index)
+    assert header.dimension == 768
+    assert header.elements == 300
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_the_id_map_is_that_of_pythons_own_pickle(protocol: int, tmp_path: Path) -> None:
+    ids = {f"note_{n}": n for n in range(2500)}
+    labels = {label: id_ for id_, label in ids.items()}
+    content = {"dimensionality": None, "id_to_label": ids, "label_to_id": labels, "x": {}}
+    (tmp_path / chroma.PICKLE).write_bytes(pickle.dumps(content, protocol))
+    assert dict(chroma.id_map(tmp_path)) == ids
+
+
+class Hostile:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (Path("/tmp/nescord-ops-must-not-exist"),)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_code_in_the_id_map_is_refused_and_never_runs(protocol: int, tmp_path: Path) -> None:
+    content = pickle.dumps({"id_to_label": {"a": Hostile()}}, protocol)
+    (tmp_path / chroma.PICKLE).write_bytes(content)
+    with pytest.raises(VolumeError, match=r"not loaded|damaged|not Chroma"):
+        list(chroma.id_map(tmp_path))
+    assert not Path("/tmp/nescord-ops-must-not-exist").exists()
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_as_id_map_are_refused_or_plain(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    directory = tmp_path_factory.getbasetemp()
+    (directory / chroma.PICKLE).write_bytes(content)
+    with contextlib.suppress(VolumeError):
+        assert all(isinstance(label, int) for _, label in chroma.id_map(directory))
+
+
+@given(st.binary(min_size=100, max_size=100))
+def test_any_header_is_refused_or_makes_sense(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    directory = tmp_path_factory.getbasetemp()
+    (directory / "header.bin").write_bytes(content)
+    (directory / "data_level0.bin").write_bytes(bytes(10_000))
+    try:
+        header = chroma.read_hnsw(directory)
+    except VolumeError:
+        return
+    assert header.dimension > 0
+    assert header.elements * header.element_bytes <= 10_000
+
+
+def test_damaged_vectors_are_counted(index: Path) -> None:
+    header = chroma.read_hnsw(index)
+    data = index / "data_level0.bin"
+    whole = bytearray(data.read_bytes())
+    labels = [
+        struct.unpack_from("<Q", whole, n * header.element_bytes + header.label_offset)[0]
+        for n in range(header.elements)
+    ]
+    assert chroma.read_vectors(index, header, labels, unit=True) == chroma.Vectors(300, 0, 0, 0)
+    struct.pack_into("<f", whole, header.data_offset, float("nan"))
+    struct.pack_into("<f", whole, header.element_bytes + header.data_offset, 2.0)
+    struct.pack_into("<Q", whole, 2 * header.element_bytes + header.label_offset, 9999)
+    data.write_bytes(whole)
+    assert chroma.read_vectors(index, header, labels, unit=True) == chroma.Vectors(300, 2, 1, 1)
+    assert chroma.read_vectors(index, header, labels, unit=False).broken == 1
+
+
+def test_a_data_file_that_is_too_short_is_refused(index: Path) -> None:
+    with (index / "data_level0.bin").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(VolumeError, match="holds"):
+        chroma.read_hnsw(index)
+
+
+def test_only_directories_named_by_a_uuid_are_indices(index: Path) -> None:
+    root = index.parent
+    (root / "notes").mkdir()
+    (root / "0f0e0d0c-0b0a-4908-8706-050403020100").symlink_to(index)
+    assert chroma.segment_directories(root) == (index,)
+    shutil.rmtree(index)
+    assert chroma.segment_directories(root) == ()
