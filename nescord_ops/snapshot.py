@@ -2,16 +2,17 @@
 
 Order (measured with chromadb 1.5.9, 8 of 8 captures whole under 900 documents/s):
 
-1. stat every HNSW file; wait until none was touched for a moment;
-2. begin a read of `chroma.sqlite3`: its writers now wait (Chroma waits up to 1000 s);
+1. stat every file of Chroma's; wait until none was touched for a moment;
+2. begin a read of `chroma.sqlite3`: its writers now wait, so the file holds whole transactions;
 3. begin a read of the bot's database: WAL pins this state and delays nobody;
-4. copy `chroma.sqlite3`, release it, copy the HNSW files;
-5. stat them again. If anything moved, all of it is thrown away and done again; the last try keeps
-   `chroma.sqlite3` locked until the HNSW files are copied;
+4. release `chroma.sqlite3` after microseconds, and copy Chroma's files as plain bytes;
+5. stat them again. If anything moved, all of it is thrown away and done again;
 6. copy the bot's database from the pinned state.
 
-So both copies show the moment of step 3. The live files are opened read-only. A store that is at
-rest (no `-wal`, no `-journal`) is copied as plain bytes, which leaves nothing beside it.
+So both copies show the moment of step 3. If the store does not hold still, `chroma.sqlite3` stays
+locked while it is copied by SQLite's backup (Chroma's writers wait up to 1000 s for it), and at
+the last try until the HNSW files are copied too. The live files are opened read-only; a bot's
+database without a `-wal` is at rest, and copied as bytes, which leaves nothing beside it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import sqlite3
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,8 +38,9 @@ from nescord_ops.settings import Settings
 
 DATABASE = "nescordbot.db"
 SCRATCH_PREFIX = "nescord-ops-scratch-"
-ATTEMPTS = 6
-QUIET_LIMIT_SECONDS = 10.0
+ATTEMPTS = 6  # three without a lock, two with one for chroma.sqlite3, one with it held to the end
+UNLOCKED_ATTEMPTS = 3
+QUIET_LIMIT_SECONDS = 5.0
 QUIET_SECONDS = 0.03  # longer than the clock tick behind st_mtime (4 ms, 10 ms on old kernels)
 LOCK_LIMIT_SECONDS = 60.0
 ROLLBACK_LIMIT_SECONDS = 3.0  # the bot gives up on a locked database after 5 s (aiosqlite)
@@ -143,7 +145,9 @@ def copy_stores(settings: Settings, root: Path, progress: Progress | None = None
         say("copying both stores" if attempt == 1 else f"the store moved: attempt {attempt}")
         try:
             taken, lock_seconds, problems = _attempt(
-                settings, root, as_bytes, hold=attempt == ATTEMPTS
+                *(settings, root, as_bytes),
+                lock=attempt > UNLOCKED_ATTEMPTS,
+                hold=attempt == ATTEMPTS,
             )
         except _Moved as moved:
             if isinstance(moved, _NoConnection):
@@ -178,30 +182,35 @@ class _Moved(Exception):  # noqa: N818 - not an error: the signal to try again
 
 
 def _attempt(
-    settings: Settings, root: Path, as_bytes: set[Path], *, hold: bool
+    settings: Settings, root: Path, as_bytes: set[Path], *, lock: bool, hold: bool
 ) -> tuple[datetime, float, dict[str, str]]:
     """One try; return its moment, how long Chroma's lock was held, and what could not be read.
 
-    The databases in `as_bytes` are copied without a connection. With `hold`, Chroma's lock is
-    kept until the HNSW files are copied, so that they stand still.
+    The databases in `as_bytes` are copied without a connection. With `lock`, `chroma.sqlite3` is
+    locked while it is copied; with `hold`, until the HNSW files are copied too.
     """
     problems: dict[str, str] = {}
     target = root / "chromadb"
     target.mkdir(mode=0o700)
-    resting = as_bytes | {path for path in (settings.database,) if _at_rest(path)}
-    before = _quiet(settings, resting)
+    chroma_file = settings.chroma_dir / chroma.DATABASE
+    resting = as_bytes | ({settings.database} if _at_rest(settings.database) else set())
+    plain = [database.beside(path, suffix) for path in resting for suffix in _SUFFIXES]
+    if not lock and chroma_file not in resting:
+        plain.append(chroma_file)
+    before = _quiet(settings, plain, QUIET_LIMIT_SECONDS if lock else 0.5)
     lock_seconds = 0.0
     with contextlib.ExitStack() as bot_lock, contextlib.ExitStack() as chroma_lock:
-        vectors = _pin("chroma", _chroma_file(settings), resting, chroma_lock, problems)
+        vectors = _pin("chroma", chroma_file, resting, chroma_lock, problems)
         locked = time.monotonic()
         notes = _pin("database", settings.database, resting, bot_lock, problems)
         taken = datetime.now(UTC)
-        if vectors:
+        if vectors and lock:
             _backup(vectors, target / chroma.DATABASE, LOCK_LIMIT_SECONDS)
             if hold:
-                before = _quiet(settings, resting)
-        if _stats(settings, resting) != before:
+                before = _quiet(settings, plain, QUIET_LIMIT_SECONDS)
+        if _stats(settings, plain) != before:
             raise _Moved
+        # from here on the stats say whether anybody wrote
         if not hold:
             chroma_lock.close()
             lock_seconds = time.monotonic() - locked
@@ -209,7 +218,7 @@ def _attempt(
             inside = path.is_relative_to(settings.chroma_dir)
             name = path.relative_to(settings.chroma_dir) if inside else _copy_name(settings, path)
             copy_file(path, (target if inside else root) / name)
-        if _stats(settings, resting) != before:
+        if _stats(settings, plain) != before:
             raise _Moved
         if hold:
             chroma_lock.close()
@@ -220,10 +229,6 @@ def _attempt(
     for copy in (root / DATABASE, target / chroma.DATABASE):
         _absorb_journal(copy)
     return taken, lock_seconds if vectors else 0.0, problems
-
-
-def _chroma_file(settings: Settings) -> Path:
-    return settings.chroma_dir / chroma.DATABASE
 
 
 def _copy_name(settings: Settings, path: Path) -> str:
@@ -306,9 +311,9 @@ def _absorb_journal(copy: Path) -> None:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
-def _stats(settings: Settings, resting: set[Path]) -> Stats:
-    """Size, mtime and inode of every file that is copied as bytes; what is missing is left out."""
-    candidates = [database.beside(path, suffix) for path in resting for suffix in _SUFFIXES]
+def _stats(settings: Settings, plain: Iterable[Path]) -> Stats:
+    """Size, mtime and inode of the HNSW files and of `plain`; what is missing is left out."""
+    candidates = [*plain]
     with contextlib.suppress(OSError):
         for directory in chroma.segment_directories(settings.chroma_dir):
             candidates.extend(directory.iterdir())
@@ -321,10 +326,13 @@ def _stats(settings: Settings, resting: set[Path]) -> Stats:
     return found
 
 
-def _quiet(settings: Settings, resting: set[Path]) -> Stats:
-    """Return the stats once no file was touched for QUIET_SECONDS, so that a change will show."""
-    for _ in range(int(QUIET_LIMIT_SECONDS / QUIET_SECONDS)):
-        stats = _stats(settings, resting)
+def _quiet(settings: Settings, plain: Iterable[Path], limit_seconds: float) -> Stats:
+    """Return the stats once no file was touched for QUIET_SECONDS, so that a change will show.
+
+    Raise _Moved after the limit.
+    """
+    for _ in range(max(1, int(limit_seconds / QUIET_SECONDS))):
+        stats = _stats(settings, plain)
         newest = max((mtime for _, mtime, _ in stats.values()), default=0)
         if not 0 <= time.time() - newest / 1e9 < QUIET_SECONDS:
             return stats

@@ -171,7 +171,7 @@ def mounted(tmp_path: Path) -> Iterator[Path]:
     """A bot's directory with a real file system mounted at its data/, as Railway does."""
     data = tmp_path / "app" / "data"
     data.mkdir(parents=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", data], check=False)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=192m", "tmpfs", data], check=False)
     if done.returncode:
         pytest.skip("mounting a file system needs root")
     yield data.parent
@@ -249,7 +249,7 @@ def test_a_full_volume_fails_and_a_probe_leaves_nothing(
 ) -> None:
     fill(mounted, demo(directory=mounted.parent / "source").app_dir)
     with pytest.raises(OSError, match="No space"):
-        (mounted / "data" / "filler").write_bytes(bytes(100 << 20))
+        (mounted / "data" / "filler").write_bytes(bytes(400 << 20))
     railway(mounted, monkeypatch)
     seen = turned(run(mounted))
     assert seen["access.space"] == "fail"
