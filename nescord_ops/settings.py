@@ -61,7 +61,7 @@ class Settings:
         from nescord_ops import show
 
         rows = [
-            (name, "not set" if value is None else value)
+            (name, "not set" if value in (None, "") else str(value))
             for name, value in self.to_dict().items()
             if name != "present"
         ]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_NUMBER = ' class="number"'
 SYMBOLS = {"ok": "✓", "warn": "▲", "fail": "✕", "unknown": "?"}
 
 
@@ -92,8 +93,14 @@ def table(
 
     A cell that is a `Markup` is taken as it is; numbers are aligned to the right.
     """
-    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in columns)
-    body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in rows)
+    cells = [[*row] for row in rows]
+    # a column of numbers has its heading above the numbers
+    first = cells[0] if cells else [""] * len(columns)
+    head = "".join(
+        f'<th scope="col"{_NUMBER if _is_number(cell) else ""}>{html.escape(column)}</th>'
+        for column, cell in zip(columns, first, strict=False)
+    )
+    body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in cells)
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     return (
         f'<div class="scroll"><table class="ops {html.escape(css)}">{title}'
@@ -140,12 +147,16 @@ def amount(value: int | float | None, unit: str) -> Amount:
     return Amount(quantity(value, unit) or "unknown", exact)
 
 
+def _is_number(cell: object) -> bool:
+    return isinstance(cell, int | float | Amount)
+
+
 def _cell(cell: object) -> str:
     if isinstance(cell, Markup):
         return f"<td>{cell}</td>"
     if isinstance(cell, Amount):
-        return f'<td class="number" title="{html.escape(cell.exact)}">{html.escape(cell)}</td>'
-    css = ' class="number"' if isinstance(cell, int | float) else ""
+        return f'<td{_NUMBER} title="{html.escape(cell.exact)}">{html.escape(cell)}</td>'
+    css = _NUMBER if _is_number(cell) else ""
     text = f"{cell:,}" if isinstance(cell, int) else printable(str("" if cell is None else cell))
     return f"<td{css}>{html.escape(text)}</td>"
 
