@@ -123,6 +123,9 @@ def load(
         "NESCORD_OPS_REPORTS_DIR": reports_dir,
     }
     values |= {name: str(value) for name, value in explicit.items() if value}
+    for name, value in values.items():
+        if "\0" in value and name not in SECRETS:
+            raise SettingsError(f"{name} has a NUL byte in it", f"correct {name}")
     url = values.get("DATABASE_URL") or "sqlite:///data/nescordbot.db"
     database, meant = opened_by_bot(url, app)
     chroma = _absolute(values.get("CHROMADB_PERSIST_DIRECTORY") or "data/chromadb", app)

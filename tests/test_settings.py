@@ -129,3 +129,10 @@ def test_every_path_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     found = load(app_dir=".", chroma_dir="c")
     paths = [found.app_dir, found.database, found.chroma_dir, found.backup_dir, found.log_file]
     assert all(path.is_absolute() for path in [*paths, found.reports_dir])
+
+
+def test_a_nul_in_a_path_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="NUL"):
+        load(app_dir=tmp_path, chroma_dir="a\0b")
+    with pytest.raises(SettingsError, match="NUL"):
+        load(app_dir="a\0b")

@@ -3,8 +3,8 @@
     python tests/bench/verify.py DIR [--scale 1]
 
 The least: `PRAGMA integrity_check` on both databases, and reading every file once. Builds the
-volume (200,000 notes of 600 bytes, 40,000 vectors; minutes) unless DIR holds it. Prints medians, the
-ratio, and the peak memory of verify and of its child processes.
+volume (200,000 notes of 600 bytes, 40,000 vectors; minutes) unless DIR holds it. Prints medians,
+the ratio, and the peak memory of verify and of its child processes.
 """
 
 from __future__ import annotations

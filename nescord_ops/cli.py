@@ -1,0 +1,399 @@
+"""The command line: one command a capability, the same words as the notebooks.
+
+Nothing heavy is imported before a command runs, so `--help` answers at once. Every error of ours
+is caught here, once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nescord_ops import __version__
+from nescord_ops.errors import OpsError, SettingsError
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from nescord_ops.checks import Findings
+    from nescord_ops.settings import Settings
+
+INTERRUPTED = 130
+_WORST = ("fail", "unknown", "warn", "ok")
+# typer carries its own click in newer versions, and uses the real one in older ones.
+_UsageError: Any = typer.BadParameter.__base__
+
+app = typer.Typer(
+    name="nescord-ops",
+    help="Prove that NescordBot's data on its Railway volume is safe.",
+    epilog="Exit codes: 0 healthy, 1 a check failed, 2 could not check, or misuse.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help needs half the imports
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@dataclasses.dataclass(slots=True)
+class Invocation:
+    """The options that stand before the command; `options` are keywords of `settings.load`."""
+
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
+    json: bool = False
+    debug: bool = False
+
+
+Demo = Annotated[bool, typer.Option("--demo", help="Use a sample volume, made for this run.")]
+Depth = Annotated[
+    str, typer.Option(help="quick reads live metadata; full examines a copy.", metavar="quick|full")
+]
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run())
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Given arguments (default: the process's), run one command and return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    # Until the options are parsed, whoever wrote them anywhere meant them.
+    call = Invocation(json="--json" in arguments, debug="--debug" in arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
+    try:
+        code = app(_joined(arguments), obj=call, standalone_mode=False, prog_name="nescord-ops")
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):
+        # Whoever read us has gone; click answers that with an exit code of 1, which is taken
+        # here. Python would complain again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        _complain(call, "interrupted")
+        return INTERRUPTED
+    except OpsError as error:
+        _complain(call, str(error), error.hint)
+        return error.exit_code
+    except _UsageError as error:
+        if call.json:
+            _complain(call, error.format_message(), "nescord-ops --help")
+        else:
+            error.show()
+        return 2
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        _complain(call, said, "run again with --debug before the command, and report what it says")
+        return 2
+    return code if isinstance(code, int) else 0
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Make papermill's `-p NAME VALUE` one argument: typer has no repeatable option of two."""
+    rest, joined = list(arguments), []
+    while rest:
+        joined.append(rest.pop(0))
+        if joined[-1] in ("-p", "--parameter") and len(rest) > 1 and "=" not in rest[0]:
+            joined.append(f"{rest.pop(0)}={rest.pop(0)}")
+    return joined
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise SettingsError(f"the parameter {text!r} has no value", "write -p NAME VALUE")
+    return name, value
+
+
+def _complain(call: Invocation, message: str, hint: str = "") -> None:
+    """Say what went wrong: on stderr, or as the one JSON document on stdout.
+
+    The error is being handled still; with --debug its traceback goes to stderr first.
+    """
+    message, hint = _printable(message), _printable(hint)
+    if call.debug:
+        traceback.print_exc()
+    if call.json:
+        _write_json({"error": message, "hint": hint})
+        return
+    typer.echo(f"Error: {message}", err=True)
+    if hint:
+        typer.echo(f"Try: {hint}", err=True)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nescord-ops {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    env_file: Annotated[str, typer.Option(help="The .env file to read.", metavar="FILE")] = "",
+    app_dir: Annotated[
+        str, typer.Option(help="The bot's working directory: /app, or this one.", metavar="DIR")
+    ] = "",
+    database_url: Annotated[
+        str, typer.Option(help="DATABASE_URL as the bot has it.", metavar="URL")
+    ] = "",
+    chroma_dir: Annotated[str, typer.Option(help="Where Chroma persists.", metavar="DIR")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    _: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    call: Invocation = context.obj
+    call.json, call.debug = as_json, debug
+    call.options = {
+        "env_file": env_file,
+        "app_dir": app_dir,
+        "database_url": database_url,
+        "chroma_dir": chroma_dir,
+    }
+
+
+@app.command()
+def verify(context: typer.Context, demo: Demo = False, depth: Depth = "full") -> None:
+    """Is the data safe? Every check, from places to vectors."""
+    from nescord_ops import verify as capability
+
+    with _settings(context.obj, demo) as settings, _progress() as say:
+        findings = capability.run(settings, depth=depth, progress=say)
+    _finish(context.obj, findings)
+
+
+@app.command()
+def capacity(context: typer.Context, demo: Demo = False, depth: Depth = "full") -> None:
+    """What fills the volume, and when it will be full."""
+    from nescord_ops import capacity as capability
+
+    with _settings(context.obj, demo) as settings, _progress() as say:
+        findings = capability.run(settings, depth=depth, progress=say)
+    _finish(context.obj, findings)
+
+
+@app.command()
+def cost(
+    context: typer.Context,
+    demo: Demo = False,
+    usd_per_gb_month: Annotated[
+        float, typer.Option(help="Price of one GB (10^9 bytes).", metavar="USD")
+    ] = 0.25,
+) -> None:
+    """What the volume costs now and in a year, and what backups cost."""
+    from nescord_ops import cost as capability
+
+    with _settings(context.obj, demo) as settings, _progress() as say:
+        say("measuring the volume")
+        findings = capability.run(settings, usd_per_gb_month=usd_per_gb_month)
+    _finish(context.obj, findings)
+
+
+@app.command()
+def report(
+    context: typer.Context,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME", help="Notebooks to run; all of them if none is named."),
+    ] = None,
+    demo: Demo = False,
+    depth: Depth = "full",
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--parameter", help="A notebook's parameter.", metavar="NAME VALUE"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where reports go; default reports/.", metavar="DIR")
+    ] = None,
+    keep: Annotated[
+        int | None, typer.Option(help="Remove all but the newest N runs.", metavar="N")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that a notebook may take.", metavar="SECONDS")
+    ] = 600,
+) -> None:
+    """Run the notebooks and write HTML and JSON reports with an index."""
+    from nescord_ops import report as capability
+
+    call: Invocation = context.obj
+    with _progress() as say:
+        made = capability.run(
+            names or (),
+            options=call.options,
+            depth=depth,
+            parameters=dict(_pair(text) for text in parameter or ()),
+            out=out,
+            keep=keep,
+            demo=demo,
+            timeout_seconds=timeout,
+            progress=say,
+        )
+    if call.json:
+        _write_json(made.to_dict())
+    else:
+        rows = [(page.status, page.name, _text(page.headline)) for page in made.pages]
+        _write_table(rows)
+        typer.echo(f"Report: {_printable(made.index)}")
+    raise typer.Exit(made.exit_code)
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="A new or empty directory.")
+    ] = None,
+    notes: Annotated[int, typer.Option(help="How many notes; up to 1,000,000.", metavar="N")] = 300,
+    vectors: Annotated[
+        int | None, typer.Option(help="How many of them are in Chroma.", metavar="N")
+    ] = None,
+    fault: Annotated[
+        list[str] | None, typer.Option(help="Plant a fault; 'list' names them.", metavar="NAME")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed gives other notes.", metavar="N")] = 0,
+) -> None:
+    """Make a sample volume, healthy or with faults."""
+    call: Invocation = context.obj
+    if "list" in (fault or ()):
+        _list_faults(call)
+        return
+    if directory is None:
+        raise SettingsError("demo needs a directory", "nescord-ops demo DIR")
+    from nescord_ops import demo as demos
+
+    with _progress() as say:
+        say(f"writing {notes:,} notes")
+        made = demos.create(directory, notes=notes, vectors=vectors, faults=fault or (), seed=seed)
+    if call.json:
+        _write_json(
+            {
+                "app_dir": _printable(made.app_dir),
+                "notes": made.notes,
+                "vectors": made.vectors,
+                "faults": list(fault or ()),
+            }
+        )
+        return
+    place = shlex.quote(_printable(made.app_dir))
+    planted = f", with {', '.join(fault)}" if fault else ""
+    typer.echo(f"Made {made.notes:,} notes and {made.vectors:,} vectors in {place}{planted}.")
+    typer.echo("Next:")
+    for command in ("verify", "report"):
+        typer.echo(f"  nescord-ops --app-dir {place} {command}")
+
+
+def _list_faults(call: Invocation) -> None:
+    """Name every fault with what it is."""
+    from nescord_ops.faults import FAULTS
+
+    if call.json:
+        _write_json({name: fault.summary for name, fault in FAULTS.items()})
+        return
+    width = max(map(len, FAULTS))
+    for name, fault in FAULTS.items():
+        typer.echo(f"{name:{width}}  {fault.summary}")
+
+
+@contextlib.contextmanager
+def _settings(call: Invocation, demo: bool) -> Iterator[Settings]:
+    """Yield the settings, of the configured volume or of a sample that is removed afterwards."""
+    from nescord_ops import settings
+
+    if not demo:
+        yield settings.load(**call.options)
+        return
+    from nescord_ops.demo import only_sample, temporary
+
+    with only_sample(), _progress() as say:
+        say("making a sample volume")
+        with temporary() as sample:
+            yield settings.load(app_dir=sample.app_dir)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows what is being done on stderr, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield lambda text: status.update(_text(text))
+
+
+def _finish(call: Invocation, findings: Findings) -> None:
+    """Show findings and exit with their code."""
+    if call.json:
+        _write_json(findings.to_dict())
+    else:
+        typer.echo(_printable(findings.headline))
+        rows = []
+        for check in sorted(findings.checks, key=lambda c: (c.expected, _WORST.index(c.status))):
+            text = _text(check.summary)
+            if check.hint:
+                text.append(f"\n→ {_printable(check.hint)}", style="dim")
+            rows.append(("not checked" if check.expected else check.status, check.name, text))
+        _write_table(rows)
+    raise typer.Exit(findings.status.exit_code)
+
+
+def _write_table(rows: Sequence[tuple[str, str, Text]]) -> None:
+    """Write status, name and text as a table; statuses differ in symbol and word, not in colour.
+
+    Rendered before it is written, so that rich does not answer a closed pipe with its own exit.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from nescord_ops.show import SYMBOLS
+
+    styles = {"ok": "green", "warn": "yellow", "fail": "bold red", "unknown": "magenta"}
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for title in ("Status", "Name", "What was seen"):
+        table.add_column(title, no_wrap=title == "Status", overflow="fold")
+    for status, name, text in rows:
+        status = str(status)
+        table.add_row(
+            _text(f"{SYMBOLS.get(status, '?')} {status}", styles.get(status, "dim")),
+            _text(name),
+            text,
+        )
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    with console.capture() as captured:
+        console.print(table)
+    typer.echo(captured.get(), nl=False)
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Text from the volume for rich: never read as markup, no control characters."""
+    from rich.text import Text
+
+    return Text(_printable(text), style=style)
+
+
+def _printable(value: object) -> str:
+    from nescord_ops.show import printable
+
+    return printable(str(value))
+
+
+def _write_json(document: object) -> None:
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))

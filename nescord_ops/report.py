@@ -1,0 +1,287 @@
+"""Run the notebooks and publish what they found: HTML, JSON, an index, a history, an exit code.
+
+A run is built in a hidden directory and renamed into place, so a reader never sees half of one.
+Whatever a notebook does, it ends as a page: what was not looked at is `unknown`, never ok.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nescord_ops import __version__, checks, history, publish, render
+from nescord_ops.checks import Status
+from nescord_ops.errors import ReportError
+from nescord_ops.kernel import Nursery
+from nescord_ops.publish import Page
+from nescord_ops.show import printable
+
+if TYPE_CHECKING:
+    from nescord_ops.runner import Executed, Kernels, Notebook
+
+RUN_CHECK = "notebook.run"
+# What the operator's shell may hold for the real volume, and a demo must not see.
+_REAL = ("CHROMADB_", "RAILWAY_", "NESCORD_OPS_", "DATABASE_URL", "EMBEDDING_DIMENSION")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """One run of the notebooks, as it was published."""
+
+    directory: Path
+    index: Path
+    pages: tuple[Page, ...]
+    demo: bool = False
+
+    @property
+    def status(self) -> Status:
+        """The worst of the pages."""
+        return publish.worst(page.status for page in self.pages)
+
+    @property
+    def exit_code(self) -> int:
+        """1 if a page failed, else 2 if one could not be checked, else 0."""
+        return self.status.exit_code
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the run as JSON values."""
+        return {**checks.plain(self), "status": self.status.value, "exit_code": self.exit_code}
+
+
+def run(
+    names: Sequence[str] = (),
+    *,
+    options: Mapping[str, str] | None = None,
+    depth: str = "full",
+    parameters: Mapping[str, object] | None = None,
+    out: Path | None = None,
+    keep: int | None = None,
+    demo: bool = False,
+    jobs: int | None = None,
+    timeout_seconds: float = 600,
+    now: datetime | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Run:
+    """Run notebooks, each in a kernel of its own, and publish the run below `out`.
+
+    `names` are shipped notebooks or paths of others; none means every shipped one. `options` are
+    the keywords of `settings.load`, for every notebook that declares them; `parameters` go where
+    they are declared. `timeout_seconds` is for each notebook. With `keep`, only that many run
+    directories stay. With `demo`, a sample volume is made, reported on and removed. Raise
+    ReportError, with nothing published, for a notebook or parameter that is not known, or if
+    `out` cannot be written.
+    """
+    if keep is not None and keep < 1:
+        raise ReportError(f"keep is {keep}", "keep at least the run that is being made: keep=1")
+    say = progress or (lambda _: None)
+    paths = find(names)
+
+    with contextlib.ExitStack() as stack:
+        nursery = stack.enter_context(contextlib.closing(Nursery()))
+        # With jupyterlab's extras `import jsonschema` (nbformat does it) compiles a grammar for
+        # three seconds; without that module only the optional check of `iri` formats is missing.
+        sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+        from nescord_ops import runner
+
+        notebooks = [runner.read(path, name) for name, path in paths.items()]
+        values = _values(notebooks, {"depth": depth}, parameters or {})
+        target = _target(out, notebooks, {} if demo else dict(options or {}), demo=demo)
+        began = (now or datetime.now(UTC)).astimezone(UTC)
+        building = stack.enter_context(publish.building(target))
+        if demo:
+            say("making a sample volume")
+            options = _sample(stack)
+        for notebook in notebooks:
+            chosen = {k: v for k, v in (options or {}).items() if v and k in notebook.declared}
+            values[notebook.name].update(chosen)
+        done: dict[str, tuple[Page, Mapping[str, Any]]] = {}
+
+        def finish(notebook: Notebook, executed: Executed) -> None:
+            document = _document(notebook, executed, began)
+            page = publish.write(building, document, executed.content, executed.seconds)
+            done[page.name] = (page, document)
+            say(f"{page.name}: {page.headline} ({page.seconds:.1f} s)")
+
+        keeper = stack.enter_context(runner.kernels(nursery, _environment(target, demo=demo)))
+        workers = jobs or min(len(notebooks), len(os.sched_getaffinity(0)))
+        _execute(notebooks, values, keeper, workers, timeout_seconds, finish)
+        ordered = [done[notebook.name] for notebook in notebooks]
+        stamp = publish.publish(target, building, ordered, began, keep, demo=demo)
+    pages = tuple(page.moved(target / stamp) for page, _ in ordered)
+    return Run(target / stamp, target / "index.html", pages, demo)
+
+
+def find(names: Sequence[str] = ()) -> dict[str, Path]:
+    """Given names or paths of notebooks, return name to path; no names means every shipped one.
+
+    Shipped notebooks are looked for in the installed package, then beside it in its checkout.
+    Raise ReportError for what does not exist, and for two notebooks of one name.
+    """
+    package = Path(__file__).parent
+    homes = (package / "notebooks", package.parent / "notebooks")
+    home = next((home for home in homes if home.is_dir()), homes[0])
+    shipped = {path.stem: path for path in home.glob("*.ipynb")}
+    first = ("verify", "capacity", "cost", "backup", "troubleshoot", "deploy")
+    ordered = sorted(shipped, key=lambda n: (first.index(n) if n in first else len(first), n))
+    found: dict[str, Path] = {}
+    for name in names or ordered:
+        given = Path(name)
+        path = given if given.suffix == ".ipynb" else shipped.get(name)
+        if path is None or not path.is_file():
+            raise ReportError(
+                f"there is no notebook {printable(name)!r}",
+                f"name one of {', '.join(ordered)}, or the path of an .ipynb file",
+            )
+        key = printable(path.stem)
+        if found.setdefault(key, path) != path:
+            raise ReportError(f"two notebooks are named {key!r}", "rename one of them")
+    if not found:
+        raise ReportError(f"no notebooks in {home}", "install the package again")
+    return found
+
+
+def _values(
+    notebooks: Sequence[Notebook], common: Mapping[str, object], given: Mapping[str, object]
+) -> dict[str, dict[str, object]]:
+    """What each notebook is given: `common` where declared, `given` where declared and anywhere."""
+    from nescord_ops.runner import typed
+
+    known = {name for notebook in notebooks for name in notebook.declared}
+    if unknown := sorted(given.keys() - known):
+        raise ReportError(
+            f"no notebook has a parameter {', '.join(printable(name) for name in unknown)}",
+            f"the parameters are {', '.join(sorted(known)) or 'none'}",
+        )
+    return {
+        notebook.name: {
+            name: typed(name, value, notebook.declared[name])
+            for name, value in {**common, **given}.items()
+            if name in notebook.declared
+        }
+        for notebook in notebooks
+    }
+
+
+def _target(
+    out: Path | None, notebooks: Sequence[Notebook], options: Mapping[str, str], *, demo: bool
+) -> Path:
+    """The reports directory; raise SettingsError if there is no volume to report on."""
+    from nescord_ops import settings
+
+    default = Path(os.environ.get("NESCORD_OPS_REPORTS_DIR") or "reports")
+    if not demo and any("app_dir" in notebook.declared for notebook in notebooks):
+        default = settings.load(**options).reports_dir
+    return (out or default).absolute()
+
+
+def _sample(stack: contextlib.ExitStack) -> dict[str, str]:
+    """Make a sample volume that `stack` removes; return the options that lead to it."""
+    from nescord_ops.demo import temporary
+
+    sample = stack.enter_context(temporary())
+    return {"app_dir": str(sample.app_dir), "env_file": str(sample.env_file)}
+
+
+def _environment(target: Path, *, demo: bool) -> dict[str, str]:
+    """The kernels' environment; a demo's knows nothing of the operator's real volume."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not (demo and name.startswith(_REAL))
+    }
+    return {**inherited, "NESCORD_OPS_REPORTS_DIR": str(target)}
+
+
+def _execute(
+    notebooks: Sequence[Notebook],
+    values: Mapping[str, Mapping[str, object]],
+    keeper: Kernels,
+    workers: int,
+    timeout_seconds: float,
+    finish: Callable[[Notebook, Executed], None],
+) -> None:
+    """Run the notebooks in parallel and call `finish` for each, in this thread, as it ends."""
+    from nescord_ops.runner import Executed, Stop, execute
+
+    for notebook in notebooks:
+        if notebook.problem:
+            hint = "repair the notebook, or run the others by name"
+            stop = Stop("Refused", notebook.problem, hint)
+            finish(notebook, Executed(notebook.content, stop, 0.0))
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        running = {}
+        for notebook in notebooks:
+            if not notebook.problem:
+                given = (notebook, values[notebook.name], keeper, timeout_seconds)
+                running[pool.submit(execute, *given)] = notebook
+                # The first, which takes longest, has its kernel before the nursery is complete.
+                keeper.first_asked.wait(1)
+        try:
+            _import_the_rest()
+            for future in concurrent.futures.as_completed(running):
+                finish(running[future], future.result())
+        except BaseException:
+            # The pool waits for its threads, and they for their kernels.
+            pool.shutdown(wait=False, cancel_futures=True)
+            keeper.stop()
+            raise
+
+
+def _import_the_rest() -> None:
+    """Import what the end needs while the kernels start: 0.8 s of imports cost nothing here."""
+    history.import_database()
+    render.warm_up()
+
+
+def _document(notebook: Notebook, executed: Executed, began: datetime) -> dict[str, Any]:
+    """The JSON document: the notebook's last findings, and what stopped it if that is news."""
+    from nescord_ops.runner import Stop
+
+    document = _findings(executed.content)
+    stop = executed.stop
+    if document is None:
+        document = {
+            "schema_version": checks.SCHEMA_VERSION,
+            "status": Status.UNKNOWN.value,
+            "generated_at": began.isoformat(timespec="seconds"),
+            "tool_version": __version__,
+            "settings": {},
+            "checks": [],
+            "data": {},
+        }
+        missing = "the notebook ended without showing any findings"
+        stop = stop or Stop("NoFindings", missing, "let its last cells show the findings")
+    elif stop and stop.kind == "ChecksFailed" and stop.last:
+        stop = None if Status(document["status"]).exit_code else stop
+    document["name"] = notebook.name
+    if stop is not None:
+        document["checks"].append(checks.plain(checks.unknown(RUN_CHECK, stop.summary, stop.hint)))
+        if document["status"] != Status.FAIL:
+            document["status"] = Status.UNKNOWN.value
+    return document
+
+
+def _findings(content: Any) -> dict[str, Any] | None:
+    """The last findings that an executed notebook shows; None if there are none that make sense."""
+    shown = [
+        output["data"][checks.MIME]
+        for cell in content.cells
+        for output in cell.get("outputs", ())
+        if checks.MIME in output.get("data", {})
+    ]
+    try:
+        # Through JSON text: plain dictionaries, and no number that JSON cannot hold.
+        document = json.loads(json.dumps(shown[-1]), parse_constant=lambda _: None)
+        Status(document["status"])
+        datetime.fromisoformat(document["generated_at"])
+        render.findings(document)
+        whole = isinstance(document["settings"], dict) and isinstance(document["data"], dict)
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return document if whole else None
