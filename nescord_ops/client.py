@@ -26,7 +26,8 @@ from nescord_ops.stores import Stores
 BASE_BYTES = 120_000_000  # a Python with chromadb imported
 INDEX_LIMIT_BYTES = 140_000_000  # keeps the child below 300 MB
 SAMPLE = 20
-RECALL_FLOOR = 0.75  # HNSW is approximate; a lost index finds next to nothing
+NEAREST = 100  # how many results a record is looked for in
+RECALL_FLOOR = 0.25  # HNSW is approximate, worst in tight clusters; a lost index finds nothing
 TIMEOUT_SECONDS = 180.0
 PROBE_COLLECTION = "nescord_ops_probe"
 PROBE_ID = "nescord_ops_probe_document"
@@ -235,7 +236,7 @@ def _search(collection: Any, ids: list[str]) -> dict[str, int]:
         held["ids"], held["documents"], held["embeddings"], strict=True
     ):
         fetched += document is not None
-        near = collection.query(query_embeddings=[vector], n_results=20, include=["distances"])
+        near = collection.query(query_embeddings=[vector], n_results=NEAREST, include=["distances"])
         same = near["distances"][0] and near["distances"][0][0] < 1e-4
         nearest += bool(id_ in near["ids"][0] or same)
     return {"fetched": fetched, "nearest": nearest}
