@@ -32,13 +32,13 @@ def lost(stores: Stores) -> Iterator[Check]:
         " WHERE e.segment_id = ? AND e.embedding_id = 'note_' || n.id)"
         f" AND (coalesce({status}, '') = 'synced') = ?"
     )
-    examples = stores.examples(f"SELECT n.id {absent}", mine.metadata_segment, True)
+    example = stores.example(f"SELECT n.id {absent}", mine.metadata_segment, True)
     yield none_of(
         "stores.lost",
         stores.count(f"SELECT count(*) {absent}", mine.metadata_segment, True),
         "notes",
         good="every synced note is in Chroma",
-        bad=f"notes are marked synced and are not in Chroma: {examples}",
+        bad=f"notes are marked synced and are not in Chroma, such as {example}",
         hint="restore the newest proven backup, or set their sync_status to 'pending'",
         severity=Status.FAIL,
     )
@@ -88,8 +88,8 @@ def deleted(stores: Stores) -> Iterator[Check]:
             f" AND {is_note}) AND {kind}"
         )
         count = stores.count(f"SELECT count(*) {query}", mine.metadata_segment)
-        examples = stores.examples(f"SELECT e.embedding_id {query}", mine.metadata_segment)
-        good, bad = f"no {what}", f"{what}: {examples}"
+        example = stores.example(f"SELECT e.embedding_id {query}", mine.metadata_segment)
+        good, bad = f"no {what}", f"{what}, such as {example}"
         yield none_of(name, count, "records", good=good, bad=bad, hint=hint)
 
 
@@ -165,7 +165,7 @@ def stale(stores: Stores) -> Iterator[Check]:
         old_text,
         "notes",
         good=f"all {compared:,} notes in Chroma have their current text",
-        bad=f"of {compared:,} notes were edited and Chroma kept the old text: {example}",
+        bad=f"of {compared:,} notes were edited and Chroma kept the old text, such as {example}",
         hint="a known bug of the bot (it adds, never updates): delete these ids from the "
         "collection, with the bot stopped, and it adds them anew",
     )

@@ -4,8 +4,9 @@ A kernel and its imports take 0.9 s of processor time, a copy 0.1 s; the copies 
 memory. They are processes of their own, in process groups of their own, as any kernel is.
 Measured with ipykernel 7.4 and matplotlib 3.11 on Linux.
 
-This file is also the program that forks, run by its path. It reads requests, one JSON document a line, and answers each with one; when the process
-that started it ends, it ends, and its kernels notice within a second (`parent_handle`) and end too.
+This file is also the program that forks, run by its path. It reads requests, one JSON document a
+line, and answers each with one; when the process that started it ends, it ends, and its kernels
+notice within a second (`parent_handle`) and end too.
 """
 
 from __future__ import annotations

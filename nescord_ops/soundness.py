@@ -150,13 +150,13 @@ def vectors(stores: Stores) -> Iterator[Check]:
         " AND NOT EXISTS (SELECT 1 FROM queued WHERE queued.id = e.embedding_id)"
     )
     segment = stores.collection.metadata_segment
-    examples = stores.examples(f"SELECT e.embedding_id {without}", segment)
+    example = stores.example(f"SELECT e.embedding_id {without}", segment)
     yield none_of(
         "chroma.vectors",
         stores.count(f"SELECT count(*) {without}", segment),
         "records",
         good="every record has its vector",
-        bad=f"records have no vector: search misses them though count() is right: {examples}",
+        bad=f"records have no vector, so search misses them (count() is right), such as {example}",
         hint=f"{RESTORE}; the documents themselves are still there",
         severity=Status.FAIL,
     )

@@ -51,10 +51,10 @@ class Stores:
         (number,) = self.connection.execute(sql, values).fetchone()
         return int(number or 0)
 
-    def examples(self, sql: str, *values: object) -> str:
-        """Run a query of one text column and return up to three values in one line."""
-        rows = self.connection.execute(f"{sql} LIMIT 3", values)
-        return ", ".join(str(value) for (value,) in rows)
+    def example(self, sql: str, *values: object) -> str:
+        """Run a query of one text column and return its first value, or nothing."""
+        row = self.connection.execute(f"{sql} LIMIT 1", values).fetchone()
+        return str(row[0]) if row else ""
 
 
 @contextlib.contextmanager

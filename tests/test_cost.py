@@ -198,7 +198,7 @@ def test_plain_copies_fill_the_holes_of_sparse_files(demo: MakeDemo) -> None:
     found = cost.run(load(app_dir=made.app_dir), depth="quick")
     assert found.plain_copies[0].allocated_bytes > 4 * GB
     assert found.plain_copies[1].fits is False
-    assert found.used_bytes < 20_000_000
+    assert found.used_bytes < 200_000_000
 
 
 def test_the_healthy_volume_has_nothing_to_see_to(base_demo: Demo) -> None:

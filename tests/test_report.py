@@ -22,7 +22,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from nescord_ops import checks, history, publish, render, report, runner
+from nescord_ops import checks, history, kernel, publish, render, report, runner
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 
@@ -374,10 +374,15 @@ def test_two_notebooks_of_one_name_are_refused(tmp_path: Path) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand-in for the kernel where only publishing is looked at."""
 
-    def execute(notebook: runner.Notebook, *_: object) -> runner.Executed:
+    def execute(
+        notebook: runner.Notebook, _: object, keeper: runner.Kernels, *__: object
+    ) -> runner.Executed:
+        keeper.first_asked.set()
         return runner.Executed(notebook.content, None, 0.1)
 
     monkeypatch.setattr(runner, "execute", execute)
+    monkeypatch.setattr(kernel.Nursery, "__init__", lambda _: None)
+    monkeypatch.setattr(kernel.Nursery, "close", lambda _: None)
 
 
 @pytest.mark.usefixtures("quick")

@@ -201,7 +201,7 @@ def test_holes_stay_holes_and_links_are_not_followed(demo: MakeDemo, tmp_path: P
         copied = volume.usage(taken.chroma)
         names = {path.name for path in (taken.chroma / index.name).iterdir()}
         assert copied.apparent_bytes > 3_000_000_000
-        assert copied.allocated_bytes < 20_000_000
+        assert copied.allocated_bytes < 200_000_000
     assert {"link.bin", "pipe.bin"}.isdisjoint(names)
 
 
