@@ -76,8 +76,9 @@ def run(
     the keywords of `settings.load`, for every notebook that declares them; `parameters` go where
     they are declared. `timeout_seconds` is for each notebook. With `keep`, only that many run
     directories stay. With `demo`, a sample volume is made, reported on and removed. Raise
-    ReportError, with nothing published, for a notebook or parameter that is not known, or if
-    `out` cannot be written.
+    ReportError, with nothing published, for a notebook that is not known, a parameter of the wrong
+    type, or if `out` cannot be written. With a parameter that no notebook has, no notebook runs,
+    and every page says so.
     """
     if keep is not None and keep < 1:
         raise ReportError(f"keep is {keep}", "keep at least the run that is being made: keep=1")
@@ -92,6 +93,7 @@ def run(
         from nescord_ops import runner
 
         notebooks = [runner.read(path, name) for name, path in paths.items()]
+        notebooks = _refuse_unknown(notebooks, parameters or {})
         values = _values(notebooks, {"depth": depth}, parameters or {})
         target = _target(out, notebooks, {} if demo else dict(options or {}), demo=demo)
         began = (now or datetime.now(UTC)).astimezone(UTC)
@@ -148,18 +150,28 @@ def find(names: Sequence[str] = ()) -> dict[str, Path]:
     return found
 
 
+def _refuse_unknown(notebooks: Sequence[Notebook], given: Mapping[str, object]) -> list[Notebook]:
+    """Given a parameter that no notebook declares, return every notebook as one that cannot run.
+
+    Each then has a page that says so: a typing error in a crontab is found where reports are read.
+    """
+    known = {name for notebook in notebooks for name in notebook.declared}
+    unknown = sorted(given.keys() - known)
+    if not unknown:
+        return [*notebooks]
+    problem = (
+        f"no notebook has a parameter {', '.join(printable(name) for name in unknown)}; "
+        f"the parameters are {', '.join(sorted(known)) or 'none'}"
+    )
+    return [dataclasses.replace(each, problem=each.problem or problem) for each in notebooks]
+
+
 def _values(
     notebooks: Sequence[Notebook], common: Mapping[str, object], given: Mapping[str, object]
 ) -> dict[str, dict[str, object]]:
     """What each notebook is given: `common` where declared, `given` where declared and anywhere."""
     from nescord_ops.runner import typed
 
-    known = {name for notebook in notebooks for name in notebook.declared}
-    if unknown := sorted(given.keys() - known):
-        raise ReportError(
-            f"no notebook has a parameter {', '.join(printable(name) for name in unknown)}",
-            f"the parameters are {', '.join(sorted(known)) or 'none'}",
-        )
     return {
         notebook.name: {
             name: typed(name, value, notebook.declared[name])
@@ -211,7 +223,7 @@ def _execute(
 
     for notebook in notebooks:
         if notebook.problem:
-            hint = "repair the notebook, or run the others by name"
+            hint = "correct the parameter or the notebook, or run the others by name"
             stop = Stop("Refused", notebook.problem, hint)
             finish(notebook, Executed(notebook.content, stop, 0.0))
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
