@@ -96,7 +96,8 @@ def deleted(stores: Stores) -> Iterator[Check]:
 def sync(stores: Stores) -> Iterator[Check]:
     """I3 and I6: the bot's book-keeping points at notes, and no sync hangs."""
     if not stores.has_sync:
-        yield ok("stores.sync", "the bot has not synced yet (there is no sync_metadata)")
+        for name in ("stores.sync", "stores.interrupted"):
+            yield ok(name, "the bot has not synced yet (there is no sync_metadata)")
         return
     yield none_of(
         "stores.sync",

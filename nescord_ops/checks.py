@@ -119,11 +119,16 @@ def verdict(checks: Iterable[Check]) -> Status:
 
 
 def headline(checks: Iterable[Check]) -> str:
-    """Given checks, return the verdict in one sentence with the counts."""
+    """Given checks, return the verdict in one sentence, then the counts.
+
+    Only what was looked at as far as it can be looked at here is called healthy: an expected
+    unknown with a hint could have been looked at. For `unknown` the first reason follows.
+    """
     checks = tuple(checks)
+    partial = any(check.expected and check.hint for check in checks)
     opening = {
-        Status.OK: "Healthy.",
-        Status.WARN: "Healthy, with warnings.",
+        Status.OK: "Nothing wrong in what was looked at." if partial else "Healthy.",
+        Status.WARN: "Warnings in what was looked at." if partial else "Healthy, with warnings.",
         Status.FAIL: "Not safe.",
         Status.UNKNOWN: "Could not check.",
     }[verdict(checks)]
@@ -131,11 +136,15 @@ def headline(checks: Iterable[Check]) -> str:
     words = {
         Status.FAIL: "failed",
         Status.UNKNOWN: "not checked",
-        Status.WARN: "to see to",
+        Status.WARN: "warning" if count[Status.WARN] == 1 else "warnings",
         Status.OK: "ok",
     }
     parts = [f"{count[status]} {word}" for status, word in words.items() if count[status]]
-    return f"{opening} {', '.join(parts) or 'No checks were made'}."
+    sentence = f"{opening} {', '.join(parts) or 'No checks were made'}."
+    reasons = [c.summary for c in checks if c.status is Status.UNKNOWN and not c.expected]
+    if verdict(checks) is Status.UNKNOWN and reasons:
+        sentence += f" {reasons[0]}"
+    return sentence
 
 
 class Findings:

@@ -6,32 +6,32 @@ is caught here, once.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import io
-import json
 import os
 import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from nescord_ops import __version__
+from nescord_ops import __version__, cli_backup
 from nescord_ops.errors import OpsError, SettingsError
-
-if TYPE_CHECKING:
-    from rich.text import Text
-
-    from nescord_ops.checks import Findings
-    from nescord_ops.settings import Settings
+from nescord_ops.show import printable
+from nescord_ops.terminal import (
+    Invocation,
+    as_text,
+    finish,
+    progress,
+    resolved,
+    write_json,
+    write_table,
+)
 
 INTERRUPTED = 130
-_WORST = ("fail", "unknown", "warn", "ok")
 # typer carries its own click in newer versions, and uses the real one in older ones.
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -45,15 +45,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-@dataclasses.dataclass(slots=True)
-class Invocation:
-    """The options that stand before the command; `options` are keywords of `settings.load`."""
-
-    options: dict[str, str] = dataclasses.field(default_factory=dict)
-    json: bool = False
-    debug: bool = False
 
 
 Demo = Annotated[bool, typer.Option("--demo", help="Use a sample volume, made for this run.")]
@@ -105,7 +96,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _joined(arguments: Sequence[str]) -> list[str]:
     """Make papermill's `-p NAME VALUE` one argument: typer has no repeatable option of two."""
-    rest, joined = list(arguments), []
+    # these two are taken wherever they stand
+    everywhere = [name for name in ("--json", "--debug") if name in arguments]
+    rest = [argument for argument in arguments if argument not in everywhere]
+    joined: list[str] = [*everywhere]
     while rest:
         joined.append(rest.pop(0))
         if joined[-1] in ("-p", "--parameter") and len(rest) > 1 and "=" not in rest[0]:
@@ -125,11 +119,11 @@ def _complain(call: Invocation, message: str, hint: str = "") -> None:
 
     The error is being handled still; with --debug its traceback goes to stderr first.
     """
-    message, hint = _printable(message), _printable(hint)
+    message, hint = printable(message), printable(hint)
     if call.debug:
         traceback.print_exc()
     if call.json:
-        _write_json({"error": message, "hint": hint})
+        write_json({"error": message, "hint": hint})
         return
     typer.echo(f"Error: {message}", err=True)
     if hint:
@@ -175,9 +169,9 @@ def verify(context: typer.Context, demo: Demo = False, depth: Depth = "full") ->
     """Is the data safe? Every check, from places to vectors."""
     from nescord_ops import verify as capability
 
-    with _settings(context.obj, demo) as settings, _progress() as say:
+    with resolved(context.obj, demo) as settings, progress() as say:
         findings = capability.run(settings, depth=depth, progress=say)
-    _finish(context.obj, findings)
+    finish(context.obj, findings)
 
 
 @app.command()
@@ -185,9 +179,9 @@ def capacity(context: typer.Context, demo: Demo = False, depth: Depth = "full") 
     """What fills the volume, and when it will be full."""
     from nescord_ops import capacity as capability
 
-    with _settings(context.obj, demo) as settings, _progress() as say:
+    with resolved(context.obj, demo) as settings, progress() as say:
         findings = capability.run(settings, depth=depth, progress=say)
-    _finish(context.obj, findings)
+    finish(context.obj, findings)
 
 
 @app.command()
@@ -201,10 +195,10 @@ def cost(
     """What the volume costs now and in a year, and what backups cost."""
     from nescord_ops import cost as capability
 
-    with _settings(context.obj, demo) as settings, _progress() as say:
+    with resolved(context.obj, demo) as settings, progress() as say:
         say("measuring the volume")
         findings = capability.run(settings, usd_per_gb_month=usd_per_gb_month)
-    _finish(context.obj, findings)
+    finish(context.obj, findings)
 
 
 @app.command()
@@ -234,7 +228,7 @@ def report(
     from nescord_ops import report as capability
 
     call: Invocation = context.obj
-    with _progress() as say:
+    with progress() as say:
         made = capability.run(
             names or (),
             options=call.options,
@@ -247,11 +241,11 @@ def report(
             progress=say,
         )
     if call.json:
-        _write_json(made.to_dict())
+        write_json(made.to_dict())
     else:
-        rows = [(page.status, page.name, _text(page.headline)) for page in made.pages]
-        _write_table(rows)
-        typer.echo(f"Report: {_printable(made.index)}")
+        rows = [(page.status, page.name, as_text(page.headline)) for page in made.pages]
+        write_table(rows)
+        typer.echo(f"Report: {printable(str(made.index))}")
     raise typer.Exit(made.exit_code)
 
 
@@ -279,20 +273,20 @@ def demo(
         raise SettingsError("demo needs a directory", "nescord-ops demo DIR")
     from nescord_ops import demo as demos
 
-    with _progress() as say:
+    with progress() as say:
         say(f"writing {notes:,} notes")
         made = demos.create(directory, notes=notes, vectors=vectors, faults=fault or (), seed=seed)
     if call.json:
-        _write_json(
+        write_json(
             {
-                "app_dir": _printable(made.app_dir),
+                "app_dir": printable(str(made.app_dir)),
                 "notes": made.notes,
                 "vectors": made.vectors,
                 "faults": list(fault or ()),
             }
         )
         return
-    place = shlex.quote(_printable(made.app_dir))
+    place = shlex.quote(printable(str(made.app_dir)))
     planted = f", with {', '.join(fault)}" if fault else ""
     typer.echo(f"Made {made.notes:,} notes and {made.vectors:,} vectors in {place}{planted}.")
     typer.echo("Next:")
@@ -305,97 +299,12 @@ def _list_faults(call: Invocation) -> None:
     from nescord_ops.faults import FAULTS
 
     if call.json:
-        _write_json({name: fault.summary for name, fault in FAULTS.items()})
+        write_json({name: fault.summary for name, fault in FAULTS.items()})
         return
     width = max(map(len, FAULTS))
     for name, fault in FAULTS.items():
         typer.echo(f"{name:{width}}  {fault.summary}")
 
 
-@contextlib.contextmanager
-def _settings(call: Invocation, demo: bool) -> Iterator[Settings]:
-    """Yield the settings, of the configured volume or of a sample that is removed afterwards."""
-    from nescord_ops import settings
-
-    if not demo:
-        yield settings.load(**call.options)
-        return
-    from nescord_ops.demo import only_sample, temporary
-
-    with only_sample(), _progress() as say:
-        say("making a sample volume")
-        with temporary() as sample:
-            yield settings.load(app_dir=sample.app_dir)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows what is being done on stderr, where that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("") as status:
-        yield lambda text: status.update(_text(text))
-
-
-def _finish(call: Invocation, findings: Findings) -> None:
-    """Show findings and exit with their code."""
-    if call.json:
-        _write_json(findings.to_dict())
-    else:
-        typer.echo(_printable(findings.headline))
-        rows = []
-        for check in sorted(findings.checks, key=lambda c: (c.expected, _WORST.index(c.status))):
-            text = _text(check.summary)
-            if check.hint:
-                text.append(f"\n→ {_printable(check.hint)}", style="dim")
-            rows.append(("not checked" if check.expected else check.status, check.name, text))
-        _write_table(rows)
-    raise typer.Exit(findings.status.exit_code)
-
-
-def _write_table(rows: Sequence[tuple[str, str, Text]]) -> None:
-    """Write status, name and text as a table; statuses differ in symbol and word, not in colour.
-
-    Rendered before it is written, so that rich does not answer a closed pipe with its own exit.
-    """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from nescord_ops.show import SYMBOLS
-
-    styles = {"ok": "green", "warn": "yellow", "fail": "bold red", "unknown": "magenta"}
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    for title in ("Status", "Name", "What was seen"):
-        table.add_column(title, no_wrap=title == "Status", overflow="fold")
-    for status, name, text in rows:
-        status = str(status)
-        table.add_row(
-            _text(f"{SYMBOLS.get(status, '?')} {status}", styles.get(status, "dim")),
-            _text(name),
-            text,
-        )
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    with console.capture() as captured:
-        console.print(table)
-    typer.echo(captured.get(), nl=False)
-
-
-def _text(text: str, style: str = "") -> Text:
-    """Text from the volume for rich: never read as markup, no control characters."""
-    from rich.text import Text
-
-    return Text(_printable(text), style=style)
-
-
-def _printable(value: object) -> str:
-    from nescord_ops.show import printable
-
-    return printable(str(value))
-
-
-def _write_json(document: object) -> None:
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+app.add_typer(cli_backup.app)
+app.command()(cli_backup.restore)

@@ -114,13 +114,17 @@ def round_trip(stores: Stores) -> Iterator[Check]:
         "sample": ids if small else [],
     }
     found = ask([{**request, "action": "plant"}, {**request, "action": "find"}])
-    yield from _judge(found, mine.name, len(ids) if small else 0, size)
+    why = f"{mine.name} has no record to search for"
+    if not small:
+        why = f"not searched through Chroma: its index takes {show.size(size)} of memory; every "
+        why += "vector was read from the files instead"
+    yield from _judge(found, len(request["sample"]), why)
 
 
-def _judge(answer: Answer, collection: str, sample: int, size: int) -> Iterator[Check]:
+def _judge(answer: Answer, sample: int, no_sample: str) -> Iterator[Check]:
     seen = answer.result
     if answer.problem:
-        hint = "see the failed checks of the index; else run it again with more memory"
+        hint = "stop the bot and restore the newest backup that is proven"
         yield fail("chroma.roundtrip", f"Chroma cannot work with a copy: {answer.problem}", hint)
         return
     if not (seen.get("found") and seen.get("searched") and seen.get("deleted")):
@@ -137,14 +141,7 @@ def _judge(answer: Answer, collection: str, sample: int, size: int) -> Iterator[
         "a test document was created in a copy, found again by a new process, and deleted",
     )
     if not sample:
-        yield unknown(
-            "chroma.search",
-            f"not searched through Chroma: its index takes {show.size(size)} of memory; every "
-            "vector was read from the files instead"
-            if size
-            else f"{collection} has no record to search for",
-            expected=True,
-        )
+        yield unknown("chroma.search", no_sample, expected=True)
         return
     fetched, found = int(seen.get("fetched", 0)), int(seen.get("nearest", 0))
     text = f"of a sample of {sample} records {fetched} were fetched with their vectors and {found} "

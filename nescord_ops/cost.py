@@ -12,11 +12,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from nescord_ops import capacity as capacities
-from nescord_ops import prices, show
+from nescord_ops import inventory, prices, show
 from nescord_ops.capacity import Capacity
 from nescord_ops.checks import Check, Findings, fail, ok, unknown, warn
 from nescord_ops.figures import Table
 from nescord_ops.footprint import LABELS
+from nescord_ops.legacy import BackupError
 from nescord_ops.prices import FILE_SYSTEM_RATIO, GB, GUIDE_PRICE, LIST_PRICE, PLANS, Plan, Price
 from nescord_ops.settings import Settings
 
@@ -214,7 +215,7 @@ def run(
         reclaimable_bytes=found.reclaimable_bytes,
         reclaimable_usd=price.usd(found.reclaimable_bytes),
     )
-    return dataclasses.replace(cost, checks=tuple(_checks(cost, found)))
+    return dataclasses.replace(cost, checks=(*_checks(cost, found), *_generations(settings, price)))
 
 
 def _lines(found: Capacity, price: Price) -> Iterator[Line]:
@@ -332,6 +333,20 @@ def _projection_check(cost: Cost, found: Capacity) -> Check:
     text = f"{show.dollars(last.usd)} a month in twelve months, between "
     text += f"{show.dollars(last.low_usd)} and {show.dollars(last.high_usd)} in 8 of 10 cases"
     return ok("cost.projection", text, value=last.usd, unit="USD")
+
+
+def _generations(settings: Settings, price: Price) -> Iterator[Check]:
+    """What our own backups cost as they lie here, beside plain copies of the same."""
+    try:
+        kept = inventory.listing(settings, looking=True)
+    except BackupError:  # verify says what is wrong with the directory
+        return
+    if kept.generations:
+        usd = price.usd(kept.store_bytes)
+        text = f"{len(kept.generations)} generations cost {show.dollars(usd)} a month here "
+        text += f"({show.size(kept.store_bytes)}), as plain copies "
+        text += f"{show.dollars(price.usd(kept.plain_bytes))} ({show.size(kept.plain_bytes)})"
+        yield ok("cost.generations", text, value=usd, unit="USD")
 
 
 def _both(item: Line | Tier | Month | PlainCopies) -> tuple[show.Amount, show.Amount]:

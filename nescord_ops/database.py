@@ -152,12 +152,13 @@ def migrations(connection: sqlite3.Connection) -> list[int]:
 
 
 def integrity(connection: sqlite3.Connection, limit: int = 20) -> list[str]:
-    """Run `PRAGMA integrity_check` on a copy; return what it complains of, at most `limit`."""
+    """Run `PRAGMA integrity_check` on a copy; return what it complains of, a line each."""
     try:
         rows = connection.execute(f"PRAGMA integrity_check({limit:d})").fetchall()
     except sqlite3.DatabaseError as error:
         return [str(error)]
-    return [str(row[0]) for row in rows if row[0] != "ok"]
+    lines = [line for row in rows for line in str(row[0]).splitlines()]
+    return [line for line in lines if line != "ok" and not line.startswith("***")]
 
 
 def foreign_key_orphans(connection: sqlite3.Connection) -> dict[str, int]:

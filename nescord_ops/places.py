@@ -16,18 +16,19 @@ from nescord_ops.errors import VolumeError
 from nescord_ops.settings import Settings
 
 FREE_WARN_RATIO, FREE_FAIL_BYTES = 0.10, 20 << 20
-FOUR_SLASHES = "DATABASE_URL=sqlite:////app/data/nescordbot.db (four slashes)"
 
 
 def url(settings: Settings) -> Check:
     """Whether DATABASE_URL opens the file that it seems to name (I13)."""
     if settings.database_meant is None:
         return ok("location.url", f"DATABASE_URL opens {settings.database}")
-    hint = f"set {FOUR_SLASHES}, after moving the data there with the bot stopped"
-    if "?" in settings.database_url:
-        hint = "remove everything from the question mark on; " + hint
+    hint = f"stop the bot, move the data there, and set {_url_of(settings.database_meant)}"
     text = f"DATABASE_URL opens {settings.database}, not {settings.database_meant}"
     return fail("location.url", text, hint)
+
+
+def _url_of(path: Path) -> str:
+    return f"DATABASE_URL=sqlite:///{path} (four slashes, nothing behind the name)"
 
 
 def locations(settings: Settings) -> Iterator[Check]:
@@ -57,7 +58,7 @@ def locations(settings: Settings) -> Iterator[Check]:
             yield ok(f"location.{name}", f"{path} is on the volume")
         else:
             text = f"{real} is not on the volume at {mount}: it is lost at the next deploy"
-            hint = f"back up now; then set {FOUR_SLASHES}"
+            hint = f"back up now; then set {_url_of(mount / 'nescordbot.db')}"
             if name == "chroma":
                 hint = f"back up now; then set CHROMADB_PERSIST_DIRECTORY={mount}/chromadb"
             yield fail(f"location.{name}", text, hint)

@@ -27,6 +27,7 @@ from nescord_ops.show import printable
 if TYPE_CHECKING:
     from nescord_ops.runner import Executed, Kernels, Notebook
 
+OPTIONS = ("app_dir", "env_file", "database_url", "chroma_dir")  # of settings.load
 RUN_CHECK = "notebook.run"
 # What the operator's shell may hold for the real volume, and a demo must not see.
 _REAL = ("CHROMADB_", "RAILWAY_", "NESCORD_OPS_", "DATABASE_URL", "EMBEDDING_DIMENSION")
@@ -92,17 +93,18 @@ def run(
         sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
         from nescord_ops import runner
 
+        options, parameters = _settled(options or {}, parameters or {}, demo=demo)
         notebooks = [runner.read(path, name) for name, path in paths.items()]
-        notebooks = _refuse_unknown(notebooks, parameters or {})
-        values = _values(notebooks, {"depth": depth}, parameters or {})
-        target = _target(out, notebooks, {} if demo else dict(options or {}), demo=demo)
+        notebooks = _refuse_unknown(notebooks, parameters)
+        values = _values(notebooks, {"depth": depth}, parameters)
+        target = _target(out, notebooks, options, demo=demo)
         began = (now or datetime.now(UTC)).astimezone(UTC)
         building = stack.enter_context(publish.building(target))
         if demo:
             say("making a sample volume")
             options = _sample(stack)
         for notebook in notebooks:
-            chosen = {k: v for k, v in (options or {}).items() if v and k in notebook.declared}
+            chosen = {k: v for k, v in options.items() if v and k in notebook.declared}
             values[notebook.name].update(chosen)
         done: dict[str, tuple[Page, Mapping[str, Any]]] = {}
 
@@ -148,6 +150,20 @@ def find(names: Sequence[str] = ()) -> dict[str, Path]:
     if not found:
         raise ReportError(f"no notebooks in {home}", "install the package again")
     return found
+
+
+def _settled(
+    options: Mapping[str, str], parameters: Mapping[str, object], *, demo: bool
+) -> tuple[dict[str, str], dict[str, object]]:
+    """Take parameters that are settings for the settings that they are.
+
+    Raise ReportError where a demo, which has its own, is given one.
+    """
+    places = {name: str(parameters[name]) for name in OPTIONS if parameters.get(name)}
+    if demo and places:
+        raise ReportError(f"a demo has its own {', '.join(places)}", "leave out --demo")
+    rest = {name: value for name, value in parameters.items() if name not in OPTIONS}
+    return ({} if demo else {**options, **places}), rest
 
 
 def _refuse_unknown(notebooks: Sequence[Notebook], given: Mapping[str, object]) -> list[Notebook]:

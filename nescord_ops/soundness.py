@@ -57,7 +57,7 @@ def _integrity(name: str, wrong: list[str]) -> Check:
         len(wrong),
         "problems",
         good="integrity_check found nothing wrong",
-        bad=f"problems found by integrity_check, the first: {wrong[0] if wrong else ''}",
+        bad=f"complaints of integrity_check, the first: {wrong[0] if wrong else ''}",
         hint=f"{RESTORE}; do not VACUUM the damaged file",
         severity=Status.FAIL,
     )
@@ -107,18 +107,23 @@ def index(stores: Stores) -> Iterator[Check]:
     """The bot's HNSW index: header, id map and every vector in the files agree."""
     mine = stores.collection
     if stores.index_problem:
-        yield fail("chroma.index", stores.index_problem, f"{RESTORE}: this store cannot search")
+        problem = stores.index_problem.replace(str(stores.root), str(stores.settings.chroma_dir))
+        yield fail("chroma.index", problem, f"{RESTORE}: this store cannot search")
         return
     directory = stores.root / mine.vector_segment if mine and mine.vector_segment else None
+    if mine and mine.vector_seq is not None and not (directory and directory.is_dir()):
+        yield fail("chroma.index", "the index's directory is gone", f"{RESTORE}: it cannot search")
+        return
     if not (mine and directory and directory.is_dir()):
-        yield ok("chroma.index", "no index was written yet: vectors are in the queue")
+        yield ok("chroma.index", "no index was written yet: all vectors are in the queue")
         return
     try:
         header = chroma.read_hnsw(directory)
         labels = (label for (label,) in stores.connection.execute("SELECT label FROM hnsw"))
         seen = chroma.read_vectors(directory, header, labels, unit=mine.distance == "cosine")
     except VolumeError as error:
-        yield fail("chroma.index", str(error), RESTORE)
+        problem = str(error).replace(str(stores.root), str(stores.settings.chroma_dir))
+        yield fail("chroma.index", problem, RESTORE)
         return
     wrong = [
         text
@@ -137,6 +142,8 @@ def index(stores: Stores) -> Iterator[Check]:
         yield fail("chroma.index", "; ".join(wrong), RESTORE)
     else:
         text = f"all {seen.read:,} vectors of the index files were read and are sound"
+        if not seen.read:
+            text = "no vector was written to the index yet: all are in the queue"
         yield ok("chroma.index", text, value=seen.read, unit="vectors")
 
 
@@ -202,8 +209,9 @@ def sequence(stores: Stores) -> Iterator[Check]:
         yield fail("chroma.sequence", "; ".join(wrong), f"the store is torn: {RESTORE}")
     else:
         waiting = max(0, (newest or 0) - metadata)
-        text = f"joined up: vectors {vector:,}, metadata {metadata:,}"
-        yield ok("chroma.sequence", f"{text}, {waiting} writes under way" if waiting else text)
+        text = f"joined up: {metadata:,} writes, the index has the first {vector:,}, "
+        text += "the queue the rest" if vector < metadata else "none wait"
+        yield ok("chroma.sequence", f"{text}; {waiting} are under way" if waiting else text)
 
 
 def orphans(stores: Stores) -> Iterator[Check]:

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from nescord_ops import __version__, chroma, database, legacy, places, show, volume
+from nescord_ops import __version__, chroma, database, freshness, places, show, volume
 from nescord_ops.checks import Check, Findings, Status, fail, ok, unknown, warn
 from nescord_ops.errors import CaptureError, OpsError, SettingsError, VolumeError
 from nescord_ops.settings import Settings
@@ -24,7 +24,6 @@ from nescord_ops.snapshot import Snapshot, capture
 
 Depth = Literal["quick", "full"]
 WAL_WARN_BYTES = 16 << 20
-BACKUP_WARN_DAYS, BACKUP_FAIL_DAYS = 7, 30
 DELAY_WARN_SECONDS = 5.0
 DEEP = (
     *("capture.moment", "database.integrity", "database.foreign_keys", "chroma.integrity"),
@@ -84,6 +83,7 @@ def run(
         with capture(settings, progress) as snapshot:
             checks += _capture_checks(snapshot)
             checks += examine(snapshot, settings, round_trip=True)
+            checks += _not_reached(checks)
             tables = _tables(snapshot)
             return Verification(
                 *(settings, tuple(checks), "full", tables),
@@ -92,7 +92,15 @@ def run(
             )
     except CaptureError as error:
         checks.append(unknown("capture.moment", str(error), error.hint))
+        checks += _not_reached(checks)
     return Verification(settings, tuple(checks), "full")
+
+
+def _not_reached(checks: list[Check]) -> list[Check]:
+    """The deep checks that damage or absence kept from being made, so that none just vanishes."""
+    made = {check.name for check in checks}
+    why = "could not be looked at: see the other checks"
+    return [unknown(name, why) for name in DEEP if name not in made]
 
 
 def examine(
@@ -190,7 +198,7 @@ def _shallow(settings: Settings, now: datetime) -> Iterator[Check]:
     yield places.room(settings)
     yield from _database(settings)
     yield from _chroma(settings)
-    yield _backups(settings, now)
+    yield from freshness.health(settings, now)
     yield _versions()
 
 
@@ -260,32 +268,6 @@ def _chroma(settings: Settings) -> Iterator[Check]:
         return
     text = f"{chroma.DATABASE}, {show.size(header.file_bytes)}"
     yield ok("chroma.file", text, value=header.file_bytes, unit="bytes")
-
-
-def _backups(settings: Settings, now: datetime) -> Check:
-    """The age of the newest backup that holds both stores."""
-    hint = "make one now: the bot's backup command, or a copy with the bot stopped"
-    try:
-        found = legacy.backups(settings.backup_dir)
-    except OSError as error:
-        text = f"{settings.backup_dir} cannot be read: {error.strerror}"
-        return unknown("backups.age", text, "run it as the bot's user or root")
-    whole = [backup for backup in found if backup.has_database and backup.has_chroma]
-    if not found:
-        text = f"no backup of any kind in {settings.backup_dir}"
-        return fail("backups.age", text, hint, unit="days", limit=BACKUP_FAIL_DAYS)
-    newest = (whole or found)[0]
-    days = max(0.0, (now - newest.taken_at).total_seconds() / 86_400)
-    text = f"the newest backup{' of both stores' if whole else ''} is {days:.1f} days old"
-    details = {"value": round(days, 2), "unit": "days", "limit": BACKUP_FAIL_DAYS}
-    if not whole:
-        text += " and holds no vectors: Chroma was never backed up"
-        return fail("backups.age", text, hint, **details)
-    if days > BACKUP_FAIL_DAYS:
-        return fail("backups.age", text, hint, **details)
-    if days > BACKUP_WARN_DAYS:
-        return warn("backups.age", text, hint, **details)
-    return ok("backups.age", text + " (a copy of live files: not proven)", **details)
 
 
 def _versions() -> Check:

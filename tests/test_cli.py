@@ -135,6 +135,11 @@ def test_an_error_is_two_lines_on_stderr(tmp_path: Path) -> None:
     assert "nescord-ops demo" in second
 
 
+def test_json_may_stand_behind_the_command(volume: str) -> None:
+    done = run("--app-dir", volume, "verify", "--depth", "quick", "--json")
+    assert json.loads(done.stdout)["name"] == "verify"
+
+
 def test_an_error_with_json_is_a_document_on_stdout(tmp_path: Path, capsys: Captured) -> None:
     assert cli.run(["--app-dir", str(tmp_path), "--json", "verify"]) == 2
     shown = capsys.readouterr()

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import MakeDemo
 
 from nescord_ops import checks, history, kernel, publish, render, report, runner
 from nescord_ops.checks import Status
@@ -524,3 +525,16 @@ def wait_for(condition: object, seconds: float = 20) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_settings_given_as_parameters_are_the_settings(demo: MakeDemo, tmp_path: Path) -> None:
+    """And beat what is given as an option, as any parameter does."""
+    made = demo()
+    given = {"app_dir": str(made.app_dir)}
+    elsewhere = {"app_dir": "/nowhere/at/all"}
+    out = tmp_path / "reports"
+    run = report.run(["cost"], options=elsewhere, parameters=given, out=out)
+    document = json.loads(run.pages[0].json.read_text("utf-8"))
+    assert document["settings"]["app_dir"] == str(made.app_dir)
+    with pytest.raises(ReportError, match="a demo has its own app_dir"):
+        report.run(["cost"], parameters=given, out=out, demo=True)

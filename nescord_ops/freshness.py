@@ -1,0 +1,98 @@
+"""Is there a good backup, young enough, and proven? The checks `backups.*` of verify."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from nescord_ops import volume
+from nescord_ops.checks import Check, Status, fail, none_of, ok, unknown, warn
+from nescord_ops.inventory import Backup, listing
+from nescord_ops.legacy import BackupError
+from nescord_ops.settings import Settings
+
+AGE_WARN_DAYS, AGE_FAIL_DAYS = 7, 30
+DRILL_WARN_DAYS = 30
+CREATE_HINT = "nescord-ops backup create --drill"
+
+
+def health(settings: Settings, now: datetime) -> Iterator[Check]:
+    """The checks `backups.*` of verify: is there a good backup, young enough, and proven?"""
+    try:
+        found = listing(settings, looking=True)
+    except BackupError as error:
+        yield unknown("backups.age", str(error), error.hint)
+        return
+    if found.problem:
+        judged = unknown if found.busy else fail
+        details = {"expected": True} if found.busy else {}
+        yield judged("backups.age", found.problem, found.hint, **details)
+        return
+    ours = found.generations
+    yield _age(settings, found.backups, ours, now)
+    if ours:
+        yield _damage(ours)
+        yield _drilled(ours, now)
+        yield _place(settings)
+
+
+def _age(
+    settings: Settings, backups: tuple[Backup, ...], ours: tuple[Backup, ...], now: datetime
+) -> Check:
+    """The age of the newest good backup; where there are none of ours, of the bot's newest."""
+    if not backups:
+        text = f"no backup of any kind in {settings.backup_dir}"
+        return fail("backups.age", text, CREATE_HINT, unit="days", limit=AGE_FAIL_DAYS)
+    whole = [b for b in ours if b.good] or [b for b in backups if not (ours or b.fault)]
+    newest = (whole or ours or backups)[0]
+    days = max(0.0, (now - newest.taken_at).total_seconds() / 86_400)
+    text = f"the newest backup{' of both stores' if whole else ''} is {days:.1f} days old"
+    details = {"value": round(days, 2), "unit": "days", "limit": AGE_FAIL_DAYS}
+    if not whole:
+        text += f" and is not good: {newest.id} {newest.fault}"
+        return fail("backups.age", text, CREATE_HINT, **details)
+    text += f" ({newest.known})"
+    if days > AGE_FAIL_DAYS:
+        return fail("backups.age", text, CREATE_HINT, **details)
+    if days > AGE_WARN_DAYS:
+        return warn("backups.age", text, CREATE_HINT, **details)
+    return ok("backups.age", text, **details)
+
+
+def _damage(ours: tuple[Backup, ...]) -> Check:
+    bad = [backup for backup in ours if backup.status is Status.FAIL]
+    return none_of(
+        "backups.damage",
+        len(bad),
+        "generations",
+        good=f"nothing is known against any of {len(ours)} generations",
+        bad=f"of {len(ours)} generations do not count: {bad[0].id if bad else ''} "
+        f"{bad[0].fault if bad else ''}",
+        hint="nescord-ops backup check; good generations are not touched by the damage of others",
+    )
+
+
+def _drilled(ours: tuple[Backup, ...], now: datetime) -> Check:
+    """When a good generation was last restored to prove it."""
+    good = [backup for backup in ours if backup.good]
+    proven = max(filter(None, (backup.proven_at for backup in good)), default=None)
+    hint = f"nescord-ops backup drill {good[0].id}" if good else CREATE_HINT
+    if proven is None:
+        return warn("backups.drill", "no good generation was ever restored to prove it", hint)
+    days = max(0.0, (now - proven).total_seconds() / 86_400)
+    text = f"a good generation was restored and proven {days:.1f} days ago"
+    details = {"value": round(days, 2), "unit": "days", "limit": DRILL_WARN_DAYS}
+    if days > DRILL_WARN_DAYS:
+        return warn("backups.drill", text, hint, **details)
+    return ok("backups.drill", text, **details)
+
+
+def _place(settings: Settings) -> Check:
+    """Whether the store lies where the loss of the volume would take it too."""
+    if settings.volume_mount is None:
+        why = "not on Railway (RAILWAY_VOLUME_MOUNT_PATH is not set): no volume to lose"
+        return unknown("backups.place", why, expected=True)
+    if volume.mount_of(settings.backup_dir) != volume.mount_of(settings.database):
+        return ok("backups.place", f"{settings.backup_dir} is not on the volume")
+    text = f"{settings.backup_dir} is on the volume that it protects, and is lost with it"
+    return warn("backups.place", text, "keep a copy elsewhere: nescord-ops offsite push")

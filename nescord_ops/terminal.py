@@ -1,0 +1,116 @@
+"""What every command shares: its options, its settings, and how results are written.
+
+Results go to stdout, as a table or as one JSON document; progress and errors go to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from nescord_ops.show import SYMBOLS, printable
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from nescord_ops.checks import Findings
+    from nescord_ops.settings import Settings
+
+_WORST = ("fail", "unknown", "warn", "ok")
+
+
+@dataclasses.dataclass(slots=True)
+class Invocation:
+    """The options that stand before the command; `options` are keywords of `settings.load`."""
+
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
+    json: bool = False
+    debug: bool = False
+
+
+@contextlib.contextmanager
+def resolved(call: Invocation, demo: bool = False) -> Iterator[Settings]:
+    """Yield the settings, of the configured volume or of a sample that is removed afterwards."""
+    from nescord_ops import settings
+
+    if not demo:
+        yield settings.load(**call.options)
+        return
+    from nescord_ops.demo import only_sample, temporary
+
+    with only_sample(), progress() as say:
+        say("making a sample volume")
+        with temporary() as sample:
+            yield settings.load(app_dir=sample.app_dir)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows what is being done on stderr, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield lambda text: status.update(as_text(text))
+
+
+def finish(call: Invocation, findings: Findings) -> None:
+    """Show findings and exit with their code."""
+    if call.json:
+        write_json(findings.to_dict())
+    else:
+        typer.echo(printable(findings.headline))
+        rows = []
+        for check in sorted(findings.checks, key=lambda c: (c.expected, _WORST.index(c.status))):
+            text = as_text(check.summary)
+            if check.hint:
+                text.append(f"\n→ {printable(check.hint)}", style="dim")
+            rows.append(("not checked" if check.expected else check.status, check.name, text))
+        write_table(rows)
+    raise typer.Exit(findings.status.exit_code)
+
+
+def write_table(rows: Sequence[tuple[str, str, Text]]) -> None:
+    """Write status, name and text as a table; statuses differ in symbol and word, not in colour.
+
+    Rendered before it is written, so that rich does not answer a closed pipe with its own exit.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    styles = {"ok": "green", "warn": "yellow", "fail": "bold red", "unknown": "magenta"}
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for title in ("Status", "Name", "What was seen"):
+        table.add_column(title, no_wrap=title == "Status", overflow="fold")
+    for status, name, text in rows:
+        status = str(status)
+        table.add_row(
+            as_text(f"{SYMBOLS.get(status, '?')} {status}", styles.get(status, "dim")),
+            as_text(name),
+            text,
+        )
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    with console.capture() as captured:
+        console.print(table)
+    typer.echo(captured.get(), nl=False)
+
+
+def as_text(text: str, style: str = "") -> Text:
+    """Text from the volume for rich: never read as markup, no control characters."""
+    from rich.text import Text
+
+    return Text(printable(text), style=style)
+
+
+def write_json(document: object) -> None:
+    """Write one JSON document on stdout."""
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
