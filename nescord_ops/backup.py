@@ -29,7 +29,7 @@ from nescord_ops import (
     volume,
 )
 from nescord_ops.checks import Check, Findings, fail, ok, warn
-from nescord_ops.errors import CaptureError, OpsError, VolumeError
+from nescord_ops.errors import BackupError, CaptureError, OpsError, VolumeError
 from nescord_ops.footprint import STORE
 from nescord_ops.inventory import (
     ADOPTED,
@@ -42,7 +42,6 @@ from nescord_ops.inventory import (
     listing,
     materialise,
 )
-from nescord_ops.legacy import BackupError
 from nescord_ops.places import FREE_FAIL_BYTES
 from nescord_ops.proof import Checked, Drill, check, damage, drill, witness
 from nescord_ops.restore import Restored
@@ -132,7 +131,7 @@ def create(
         copy, seen = _captured(settings, stack, say)
         text = "both stores were copied at one moment; Chroma's writers waited at the most "
         captured = ok("backup.capture", f"{text}{copy.lock_seconds * 1000:,.0f} ms")
-        facts = {"kind": GENERATION, **witness(copy, settings, seen)}
+        facts = {"kind": GENERATION, "keep": keep, **witness(copy, settings, seen)}
         made, stored = _stored(settings, copy, facts, now or copy.taken_at, dry_run, say)
     checks = [captured, *stored]
     pruned = None
@@ -171,7 +170,7 @@ def _captured(
             hint = "nescord-ops verify says where the bot writes; nothing was stored"
             raise CaptureError(f"only half of the data could be copied: {reason}", hint)
         say("looking at the copy")
-        seen = verify.examine(copy, settings)
+        seen = verify.glance(copy, settings)
         found = tuple(check.name for check in damage(seen))
         if found in ((), before):
             return copy, seen

@@ -83,18 +83,18 @@ def ask(requests: list[dict[str, Any]], timeout_seconds: float = TIMEOUT_SECONDS
     return Answer(result)
 
 
-def round_trip(stores: Stores) -> Iterator[Check]:
+def round_trip(stores: Stores, index_limit_bytes: float = INDEX_LIMIT_BYTES) -> Iterator[Check]:
     """Create a document in the copy, find it again in a new process, delete it; try a sample.
 
-    The document goes into the bot's collection, or, where that index is too large for the memory
-    that is left, into a collection of its own; the sample is then not tried.
+    The document goes into the bot's collection, or, where that index is larger than the limit or
+    than the memory that is left, into a collection of its own; the sample is then not tried.
     """
     mine = stores.collection
     if not mine:
         return
     size = _index_bytes(stores)
     room = _available_bytes()
-    small = size <= INDEX_LIMIT_BYTES and (room is None or BASE_BYTES + size * 5 // 4 < room)
+    small = size <= index_limit_bytes and (room is None or BASE_BYTES + size * 5 // 4 < room)
     if room is not None and room < BASE_BYTES:
         why = f"only {show.size(room)} of memory is left, Chroma needs {show.size(BASE_BYTES)}"
         yield unknown("chroma.roundtrip", why, expected=True)

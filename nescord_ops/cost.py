@@ -15,9 +15,9 @@ from nescord_ops import capacity as capacities
 from nescord_ops import inventory, prices, show
 from nescord_ops.capacity import Capacity
 from nescord_ops.checks import Check, Findings, fail, ok, unknown, warn
+from nescord_ops.errors import BackupError
 from nescord_ops.figures import Table
 from nescord_ops.footprint import LABELS
-from nescord_ops.legacy import BackupError
 from nescord_ops.prices import FILE_SYSTEM_RATIO, GB, GUIDE_PRICE, LIST_PRICE, PLANS, Plan, Price
 from nescord_ops.settings import Settings
 

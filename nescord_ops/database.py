@@ -151,10 +151,12 @@ def migrations(connection: sqlite3.Connection) -> list[int]:
     return [version for (version,) in rows if isinstance(version, int)]
 
 
-def integrity(connection: sqlite3.Connection, limit: int = 20) -> list[str]:
-    """Run `PRAGMA integrity_check` on a copy; return what it complains of, a line each."""
+def integrity(connection: sqlite3.Connection, *, quick: bool = False) -> list[str]:
+    """Run `PRAGMA integrity_check`, or `quick_check`, on a copy; return its complaints."""
     try:
-        rows = connection.execute(f"PRAGMA integrity_check({limit:d})").fetchall()
+        rows = connection.execute(
+            f"PRAGMA {'quick' if quick else 'integrity'}_check(20)"
+        ).fetchall()
     except sqlite3.DatabaseError as error:
         return [str(error)]
     lines = [line for row in rows for line in str(row[0]).splitlines()]
@@ -191,13 +193,14 @@ def tables(connection: sqlite3.Connection) -> tuple[Table, ...]:
         owner = owners.get(name, name)
         allocated[owner] = allocated.get(owner, 0) + count
     found = [
-        Table(name, _rows(connection, name), count if known else None)
+        Table(name, rows(connection, name), count if known else None)
         for name, count in allocated.items()
     ]
     return tuple(sorted(found, key=lambda t: (-(t.allocated_bytes or 0), t.name)))
 
 
-def _rows(connection: sqlite3.Connection, table: str) -> int | None:
+def rows(connection: sqlite3.Connection, table: str) -> int | None:
+    """Return how many rows a table has, or None if damage keeps it from being counted."""
     try:
         (count,) = connection.execute(f"SELECT count(*) FROM {quote(table)}").fetchone()
     except sqlite3.DatabaseError:

@@ -4,6 +4,8 @@ OpsError                  what, where and which number; `hint` names the command
 ├── SettingsError         nothing is configured, or a value makes no sense
 ├── VolumeError           a place cannot be read or written, or has no room
 ├── CaptureError          the two stores cannot be copied at one moment
+├── BackupError           a backup cannot be taken, found, read or removed
+├── StoreError            the store of backups cannot be read, written or believed
 ├── ReportError           a notebook or a parameter that the runner refuses
 └── ChecksFailed          raised by `Findings.raise_for_status()` only
 
@@ -38,6 +40,14 @@ class VolumeError(OpsError):
 
 class CaptureError(OpsError):
     """The two stores cannot be copied at one moment."""
+
+
+class BackupError(OpsError):
+    """A backup cannot be taken, found, read or removed."""
+
+
+class StoreError(OpsError):
+    """The store of backups cannot be read, written or believed."""
 
 
 class ReportError(OpsError):

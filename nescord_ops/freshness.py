@@ -7,8 +7,8 @@ from datetime import datetime
 
 from nescord_ops import volume
 from nescord_ops.checks import Check, Status, fail, none_of, ok, unknown, warn
+from nescord_ops.errors import BackupError
 from nescord_ops.inventory import Backup, listing
-from nescord_ops.legacy import BackupError
 from nescord_ops.settings import Settings
 
 AGE_WARN_DAYS, AGE_FAIL_DAYS = 7, 30
@@ -32,6 +32,7 @@ def health(settings: Settings, now: datetime) -> Iterator[Check]:
     yield _age(settings, found.backups, ours, now)
     if ours:
         yield _damage(ours)
+        yield _count(ours)
         yield _drilled(ours, now)
         yield _place(settings)
 
@@ -72,6 +73,18 @@ def _damage(ours: tuple[Backup, ...]) -> Check:
     )
 
 
+def _count(ours: tuple[Backup, ...]) -> Check:
+    """How many good generations there are, against the `--keep` of the newest."""
+    good = sum(backup.good for backup in ours)
+    wanted = ours[0].evidence.get("keep")
+    details = {"value": good, "unit": "generations", "limit": wanted}
+    text = f"{good} good generations" + (f", to keep {wanted}" if wanted else ", none pruned")
+    if wanted and good > wanted + 1:
+        hint = f"nescord-ops backup prune --keep {wanted}; see why the last one did not"
+        return warn("backups.count", text, hint, **details)
+    return ok("backups.count", text, **details)
+
+
 def _drilled(ours: tuple[Backup, ...], now: datetime) -> Check:
     """When a good generation was last restored to prove it."""
     good = [backup for backup in ours if backup.good]
@@ -95,4 +108,4 @@ def _place(settings: Settings) -> Check:
     if volume.mount_of(settings.backup_dir) != volume.mount_of(settings.database):
         return ok("backups.place", f"{settings.backup_dir} is not on the volume")
     text = f"{settings.backup_dir} is on the volume that it protects, and is lost with it"
-    return warn("backups.place", text, "keep a copy elsewhere: nescord-ops offsite push")
+    return warn("backups.place", text, "copy the store to another place, after each backup")

@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from nescord_ops import chroma, database, legacy, show, store, volume
 from nescord_ops.checks import Status, plain
-from nescord_ops.errors import VolumeError
+from nescord_ops.errors import BackupError, StoreError, VolumeError
 from nescord_ops.footprint import STORE
-from nescord_ops.legacy import BackupError
 from nescord_ops.prices import GUIDE_PRICE
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import DATABASE, Progress, Snapshot
-from nescord_ops.store import StoreError
 from nescord_ops.storefile import BUSY_SECONDS
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from nescord_ops import volume
-from nescord_ops.errors import OpsError, VolumeError
+from nescord_ops.errors import BackupError, VolumeError
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import DATABASE, Snapshot, copy_stores
 
@@ -33,10 +33,6 @@ _FILE = re.compile(r"backup_(\d{8}_\d{6})_(?:manual|auto|pre_restore)\.db(?:\.zi
 STAMP = "%Y%m%d_%H%M%S"
 _RATIO = 200  # an archive packed tighter was made to do harm (text packs to a tenth)
 _SMALL_BYTES = 64 << 20  # an archive that unpacks to less than this harms nobody
-
-
-class BackupError(OpsError):
-    """A backup cannot be taken, found, read or removed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 import platform
 import sqlite3
 import stat
@@ -18,9 +19,8 @@ from typing import Any, Literal
 
 from nescord_ops import __version__, chroma, database, inventory, show, store, verify
 from nescord_ops.checks import Check, Findings, Status, fail, none_of, ok, unknown, warn
-from nescord_ops.errors import OpsError
+from nescord_ops.errors import BackupError, OpsError
 from nescord_ops.inventory import BOT, BOTH, Backup
-from nescord_ops.legacy import BackupError
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import DATABASE, Progress, Snapshot, scratch
 from nescord_ops.storefile import CHECK_HINT
@@ -32,6 +32,7 @@ Outcome = Literal["ok", "failed", "inconclusive"]
 DAMAGE = {"database.integrity"} | {
     f"chroma.{name}" for name in ("integrity", "index", "vectors", "sequence")
 }
+CLIENT = {"chroma.roundtrip", "chroma.search"}
 # What Chroma's child says when it could not work, which proves nothing about the backup.
 _NO_VERDICT = ("did not answer within", "could be started", "killed by signal 9", "exit code -9")
 _GRAVITY = (Status.OK, Status.WARN, Status.UNKNOWN, Status.FAIL)
@@ -116,7 +117,8 @@ def content(snapshot: Snapshot) -> dict[str, Any]:
     with contextlib.suppress(sqlite3.DatabaseError):
         if snapshot.database:
             with database.open_copy(snapshot.database) as notes:
-                rows = {table.name: table.rows for table in database.tables(notes)}
+                names = sorted(database.table_names(notes))
+                rows = {name: database.rows(notes, name) for name in names}
     with contextlib.suppress(sqlite3.DatabaseError):
         if snapshot.chroma:
             with database.open_copy(snapshot.chroma / chroma.DATABASE) as vectors:
@@ -305,8 +307,10 @@ def _examined(settings: Settings, backup: Backup, copy: Snapshot) -> Iterator[Ch
         settings, database=copy.root / DATABASE, chroma_dir=copy.root / "chromadb", **expected
     )
     before = {name: Status(seen[0]) for name, seen in backup.evidence.get("findings", {}).items()}
+    if backup.kind != BOT:  # the bytes are those of then, so what the bot put in them was so too
+        before = dict.fromkeys({*verify.DEEP} - DAMAGE - CLIENT, Status.FAIL) | before
     before |= {f"{name}.integrity": Status.FAIL for name in BOTH if name not in backup.stores}
-    checks = [*_queue(copy, settings), *verify.examine(copy, settings, round_trip=True)]
+    checks = [*_queue(copy, settings), *_deep(copy, settings)]
     if copy.chroma and "chroma.roundtrip" not in {check.name for check in checks}:
         yield unknown(
             "chroma.roundtrip", "there was no collection to open", "see chroma.collection"
@@ -320,6 +324,11 @@ def _examined(settings: Settings, backup: Backup, copy: Snapshot) -> Iterator[Ch
             yield _as_it_was(check)
         else:
             yield dataclasses.replace(check, expected=False)
+
+
+def _deep(copy: Snapshot, settings: Settings) -> tuple[Check, ...]:
+    """Everything that verify examines, whatever the size of the index, if there is the memory."""
+    return verify.examine(copy, settings, round_trip=True, index_limit_bytes=math.inf)
 
 
 def _as_it_was(check: Check) -> Check:

@@ -15,12 +15,12 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 from nescord_ops import pages
+from nescord_ops.errors import StoreError
 from nescord_ops.storefile import (
     CHECK_HINT,
     Generation,
     Progress,
     Store,
-    StoreError,
     explained,
     file_digest,
     number_of,

@@ -24,12 +24,10 @@ from pathlib import Path
 
 from nescord_ops import inventory, places, proof, show, store, swap, volume
 from nescord_ops.checks import Check, Findings, Status, ok, unknown, warn
-from nescord_ops.errors import CaptureError, OpsError, VolumeError
+from nescord_ops.errors import BackupError, CaptureError, OpsError, StoreError, VolumeError
 from nescord_ops.inventory import Backup
-from nescord_ops.legacy import BackupError
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import Progress, Snapshot, copy_file, scratch
-from nescord_ops.store import StoreError
 from nescord_ops.storefile import sync
 from nescord_ops.verify import examine
 

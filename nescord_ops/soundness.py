@@ -51,6 +51,12 @@ def chroma_file(root: Path) -> Iterator[Check]:
         yield _integrity("chroma.integrity", wrong)
 
 
+def pages(path: Path, name: str) -> Iterator[Check]:
+    """A copy's pages and their order by `quick_check`, several times faster than all of I12."""
+    with database.open_copy(path) as connection:
+        yield _integrity(name, database.integrity(connection, quick=True))
+
+
 def _integrity(name: str, wrong: list[str]) -> Check:
     return none_of(
         name,

@@ -32,13 +32,13 @@ from pathlib import Path
 from typing import Any
 
 from nescord_ops import pages
+from nescord_ops.errors import StoreError
 from nescord_ops.readback import Damage, check, extract
 from nescord_ops.storefile import (
     CHECK_HINT,
     Generation,
     Progress,
     Store,
-    StoreError,
     explained,
     file_digest,
     number_of,

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
 
-from nescord_ops.errors import OpsError
+from nescord_ops.errors import StoreError
 
 APPLICATION_ID = 0x4E4F5053  # "NOPS", in the file's header
 VERSION = 1
@@ -58,10 +58,6 @@ _HINTS = {
     "READONLY": "make the backup directory writable; on Railway volumes belong to root",
 }
 CHECK_HINT = "nescord-ops backup check names what is damaged and what is whole"
-
-
-class StoreError(OpsError):
-    """The store of backups cannot be read, written or believed."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

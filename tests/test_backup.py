@@ -44,12 +44,10 @@ from nescord_ops import (
     verify,
     volume,
 )
-from nescord_ops.backup import BackupError
 from nescord_ops.checks import Status
-from nescord_ops.errors import CaptureError, OpsError, VolumeError
+from nescord_ops.errors import BackupError, CaptureError, OpsError, StoreError, VolumeError
 from nescord_ops.faults import FAULTS
 from nescord_ops.settings import Settings, load
-from nescord_ops.store import StoreError
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -756,7 +754,7 @@ def test_verify_tells_age_and_proof(live: Settings) -> None:
     (identity,) = take(live)
     assert judged(live, NOON + DAY)["backups.drill"] == "warn"
     backup.drill(live, identity, now=NOON)
-    fine = {"backups.age": "ok", "backups.damage": "ok", "backups.drill": "ok"}
+    fine = dict.fromkeys(("backups.age", "backups.damage", "backups.count", "backups.drill"), "ok")
     assert judged(live, NOON + DAY) == {**fine, "backups.place": "unknown"}
     assert judged(live, NOON + 8 * DAY)["backups.age"] == "warn"
     late = judged(live, NOON + 31 * DAY)

@@ -15,8 +15,7 @@ from conftest import MakeDemo
 
 from nescord_ops import chroma, database, inventory, legacy, settings, volume
 from nescord_ops.demo import Demo
-from nescord_ops.errors import OpsError, VolumeError
-from nescord_ops.legacy import BackupError
+from nescord_ops.errors import BackupError, OpsError, VolumeError
 
 NAME = "backup_20260102_030405_auto.db.zip"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import MakeDemo
 
 from nescord_ops.checks import MIME
 from nescord_ops.demo import Demo
@@ -87,10 +88,10 @@ def test_parameters_are_typed_explained_and_seen_by_papermill(path: Path) -> Non
     assert all(value["inferred_type_name"] and value["help"] for value in seen.values())
 
 
-def test_nbval_runs_every_notebook_with_its_defaults(base_demo: Demo, tmp_path: Path) -> None:
+def test_nbval_runs_every_notebook_with_its_defaults(demo: MakeDemo, tmp_path: Path) -> None:
     environment = {
         **os.environ,
-        "NESCORD_OPS_APP_DIR": str(base_demo.app_dir),
+        "NESCORD_OPS_APP_DIR": str(demo().app_dir),  # the backup notebook writes to it
         "NESCORD_OPS_REPORTS_DIR": str(tmp_path),
     }
     command = [

@@ -22,8 +22,7 @@ import pytest
 from nescord_ops import backup, database, holders, proof, restore, settings, swap
 from nescord_ops.checks import Check, Status
 from nescord_ops.demo import Demo
-from nescord_ops.errors import OpsError, VolumeError
-from nescord_ops.legacy import BackupError
+from nescord_ops.errors import BackupError, OpsError, VolumeError
 from nescord_ops.settings import Settings
 from nescord_ops.volume import mount_of
 

@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nescord_ops import pages, readback, store, storefile
-from nescord_ops.store import StoreError
+from nescord_ops.errors import StoreError
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 ROOT = Path(__file__).parent.parent

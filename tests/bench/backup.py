@@ -28,19 +28,18 @@ import workload
 _OURS = """
 import sys
 from pathlib import Path
-from nescord_ops import settings, snapshot, store
-action, path, identity, live, to = sys.argv[1:]
-with store.open_store(Path(path), create=True) as opened:
-    if action == "restore":
-        store.extract(opened, identity, Path(to))
-    else:
-        where = settings.load(
-            app_dir=live,
-            database_url=f"sqlite:///{live}/nescordbot.db",
-            chroma_dir=f"{live}/chromadb",
-        )
-        with snapshot.capture(where) as taken:
-            store.add(opened, identity, taken.root, {}, taken_at=taken.taken_at)
+from nescord_ops import backup, settings
+action, path, live, to = sys.argv[1:]
+where = settings.load(
+    app_dir=live,
+    database_url=f"sqlite:///{live}/nescordbot.db",
+    chroma_dir=f"{live}/chromadb",
+    backup_dir=Path(path).parent,
+)
+if action == "restore":
+    backup.materialise(where, backup.listing(where).backups[0].id, Path(to))
+else:
+    backup.create(where)
 """
 
 
@@ -64,17 +63,17 @@ class Sample:
     grown_bytes: int = 0
 
 
-def _ours(action: str, repository: Path, day: int, live: Path, to: Path) -> list[str]:
+def _ours(action: str, repository: Path, live: Path, to: Path) -> list[str]:
     path = repository / "store.sqlite3"
-    return [sys.executable, "-c", _OURS, action, str(path), f"day{day}", str(live), str(to)]
+    return [sys.executable, "-c", _OURS, action, str(path), str(live), str(to)]
 
 
 TOOLS = (
     Tool(
         "ours",
         None,
-        lambda repository, day, live: _ours("create", repository, day, live, live),
-        lambda repository, day, live, to: _ours("restore", repository, day, live, to),
+        lambda repository, _day, live: _ours("create", repository, live, live),
+        lambda repository, _day, live, to: _ours("restore", repository, live, to),
     ),
     Tool(
         "restic",
