@@ -137,7 +137,9 @@ def create(
     pruned = None
     if made and drill:
         checks += proof.drill(settings, made, now=now, progress=say).checks
-    if keep:
+    if keep and dry_run:
+        checks.append(ok("backup.prune", f"then the newest {keep} good generations would be kept"))
+    elif keep:
         try:
             pruned = prune(settings, keep, dry_run=dry_run, progress=say)
             checks.append(ok("backup.prune", str(pruned)))
@@ -195,7 +197,8 @@ def _stored(
     _need_room(settings, known, evidence["allocated_bytes"])
     quality = _quality(evidence)
     if dry_run:
-        text = f"{show.size(evidence['allocated_bytes'])} would go into {path}: nothing was written"
+        size = show.size(evidence["allocated_bytes"])
+        text = f"at the most {size} would go into {path}: nothing was written"
         return "", [quality, ok("backup.stored", text)]
     with store.open_store(path, create=True) as opened:
         taken = {backup.id for backup in known.backups}
@@ -279,10 +282,12 @@ def prune(
             raise BackupError(text, storefile.CHECK_HINT)
         good = [backup for backup in ours if backup.good and backup.id not in found]
         last = ours.index(good[keep - 1]) + 1 if len(good) >= keep else len(ours)
-        removed = tuple(backup.id for backup in ours[last:])
+        # a good one may turn out not to restore: the newest that did is never removed
+        proven = next((backup for backup in good if backup.proven_at), None)
+        removed = tuple(backup.id for backup in ours[last:] if backup is not proven)
         say(f"removing {len(removed)} generations")
         freed = store.remove(opened, removed, dry_run=dry_run)
-    kept = tuple(backup.id for backup in ours[:last])
+    kept = tuple(backup.id for backup in ours if backup.id not in removed)
     return Pruned(removed, kept, freed, prices.GUIDE_PRICE.usd(freed), dry_run)
 
 

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from nescord_ops import inventory, places, proof, show, store, swap, volume
-from nescord_ops.checks import Check, Findings, Status, ok, unknown, warn
+from nescord_ops.checks import Check, Findings, Status, fail, ok, unknown, warn
 from nescord_ops.errors import BackupError, CaptureError, OpsError, StoreError, VolumeError
 from nescord_ops.inventory import Backup
 from nescord_ops.settings import Settings
@@ -104,7 +104,10 @@ def run(
             steps = tuple(_steps(backup, swaps))
             kept = tuple(dict.fromkeys(each.kept for each in swaps if each.replaced))
             size = inventory.room_bytes(backup)
-            if dry_run:
+            if dry_run and backup.status is Status.FAIL:
+                text = f"{backup.id} {backup.fault}: it would be refused"
+                checks.append(fail("restore.plan", text, "nescord-ops backup list"))
+            elif dry_run:
                 checks.append(ok("restore.plan", f"would {'; '.join(steps)}"))
             else:
                 proofs, size = _perform(settings, backup, swaps, to, progress or (lambda _: None))

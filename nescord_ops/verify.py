@@ -121,6 +121,7 @@ def examine(
     if snapshot.database:
         copy = snapshot.database
         found += _guarded("database.integrity", lambda: soundness.database_file(copy))
+        found += _guarded("database.foreign_keys", lambda: soundness.foreign_keys(copy))
     else:
         found.append(_missing("database", snapshot, settings.database))
     if not snapshot.chroma:
@@ -209,6 +210,10 @@ def _tables(snapshot: Snapshot) -> tuple[database.Table, ...]:
 
 
 def _capture_checks(snapshot: Snapshot) -> Iterator[Check]:
+    if snapshot.problems:
+        text = f"not copied: {'; '.join(snapshot.problems.values())}"
+        yield unknown("capture.moment", text, "see the failed checks")
+        return
     delay = snapshot.lock_seconds
     text = f"both stores were copied at one moment, {show.moment(snapshot.taken_at)}; "
     text += f"Chroma's writers waited {delay * 1000:,.0f} ms at the most"

@@ -174,7 +174,8 @@ def test_a_dry_run_writes_nothing(live: Settings, tmp_path: Path) -> None:
     assert not live.backup_dir.exists()
     ids = take(live, 3)
     before = tree(live.app_dir)
-    assert backup.create(live, keep=1, drill=True, dry_run=True).pruned
+    planned = backup.create(live, keep=1, drill=True, dry_run=True)
+    assert "would be kept" in planned.checks[-1].summary
     assert backup.prune(live, 1, dry_run=True).removed == (ids[1], ids[0])
     assert backup.export(live, ids[0], tmp_path / "out", dry_run=True).name == ids[0]
     assert tree(live.app_dir) == before
@@ -1072,3 +1073,14 @@ def test_any_sequence_of_commands_leaves_the_rest_restorable(
 def is_whole(settings: Settings, identity: str) -> bool:
     with store.open_store(store_of(settings)) as opened:
         return not store.check(opened, identity)
+
+
+@pytest.mark.usefixtures("quick_client")
+def test_prune_never_removes_the_newest_proven_generation(live: Settings) -> None:
+    (proven,) = take(live)
+    backup.drill(live, proven)
+    newer = take(live, 2)
+    pruned = backup.prune(live, 1)
+    assert proven in pruned.kept
+    assert newer[-1] in pruned.kept
+    assert newer[0] in pruned.removed
