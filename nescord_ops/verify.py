@@ -7,10 +7,12 @@ captures both stores at one moment and examines the copies. What was not looked 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import platform
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -167,17 +169,27 @@ def glance(snapshot: Snapshot, settings: Settings) -> tuple[Check, ...]:
     assert snapshot.database
     assert snapshot.chroma
     notes, root = snapshot.database, snapshot.chroma
-    found = _guarded("database.integrity", lambda: soundness.pages(notes, "database.integrity"))
-    file = root / chroma.DATABASE
-    found += _guarded("chroma.integrity", lambda: soundness.pages(file, "chroma.integrity"))
-    try:
-        with stores.join(snapshot, settings) as joined:
-            for name in ("index", "vectors", "sequence"):
-                part = getattr(soundness, name)
-                found += _guarded(f"chroma.{name}", lambda part=part: part(joined))  # type: ignore[misc]
-    except (sqlite3.DatabaseError, LookupError) as error:
-        found.append(fail("chroma.integrity", f"the store cannot be read: {error}", "see verify"))
-    return tuple(found)
+    files = {"database.integrity": notes, "chroma.integrity": root / chroma.DATABASE}
+    parts = {
+        "chroma.index": soundness.index,
+        "chroma.vectors": soundness.vectors,
+        "chroma.sequence": soundness.sequence,
+    }
+    found: list[Check] = []
+    # SQLite works without Python's lock, so its checks cost no time beside the reading of ids
+    with ThreadPoolExecutor(1) as pool:
+        pages = [
+            pool.submit(_guarded, name, functools.partial(soundness.pages, file, name))
+            for name, file in files.items()
+        ]
+        try:
+            with stores.join(snapshot, settings) as joined:
+                for name, part in parts.items():
+                    found += _guarded(name, lambda part=part: part(joined))  # type: ignore[misc]
+        except (sqlite3.DatabaseError, LookupError) as error:
+            text = f"the store cannot be read: {error}"
+            found.append(fail("chroma.sequence", text, "nescord-ops verify says what is wrong"))
+        return (*(check for page in pages for check in page.result()), *found)
 
 
 def _guarded(name: str, part: Callable[[], Iterable[Check]]) -> list[Check]:
