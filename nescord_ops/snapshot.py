@@ -334,7 +334,8 @@ def _quiet(settings: Settings, plain: Iterable[Path], limit_seconds: float) -> S
     for _ in range(max(1, int(limit_seconds / QUIET_SECONDS))):
         stats = _stats(settings, plain)
         newest = max((mtime for _, mtime, _ in stats.values()), default=0)
-        if not 0 <= time.time() - newest / 1e9 < QUIET_SECONDS:
+        # either way: the clock behind st_mtime may be a little ahead of ours
+        if abs(time.time() - newest / 1e9) >= QUIET_SECONDS:
             return stats
         time.sleep(QUIET_SECONDS)
     raise _Moved

@@ -122,17 +122,19 @@ def test_a_store_that_never_holds_still_is_refused(
 ) -> None:
     made = demo()
     (index,) = chroma.segment_directories(made.chroma_dir)
-    stop = threading.Event()
+    begun, stop = threading.Event(), threading.Event()
 
     def touch() -> None:
         while not stop.wait(0.005):
             os.utime(index / "header.bin")
+            begun.set()
 
     # far longer than a busy machine keeps the thread waiting
     monkeypatch.setattr(snapshot, "QUIET_SECONDS", 0.5)
     monkeypatch.setattr(snapshot, "QUIET_LIMIT_SECONDS", 0.5)
     thread = threading.Thread(target=touch)
     thread.start()
+    begun.wait()
     try:
         with (
             pytest.raises(CaptureError, match="changed during each of"),
