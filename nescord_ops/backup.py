@@ -11,8 +11,6 @@ import contextlib
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -130,24 +128,11 @@ def create(
     _check_keep(keep)
     say = progress or (lambda _: None)
     with contextlib.ExitStack() as stack:
-        copy = _captured(settings, stack, say)
-        pool = stack.enter_context(ThreadPoolExecutor(1))
-
-        def facts(found: tuple[Check, ...]) -> dict[str, Any]:
-            return {"kind": GENERATION, "keep": keep, **witness(copy, settings, found)}
-
-        # the copy is looked at while it is stored, and not kept if it is damaged
-        looking = pool.submit(lambda: facts(_sound(verify.glance(copy, settings))))
-        try:
-            given = (now or copy.taken_at, dry_run, say)
-            made, stored = _stored(settings, copy, looking.result, *given)
-        except _Damaged as damaged:
-            copy, seen = _captured_again(settings, stack, say, damaged.args)
-            found = facts(seen)
-            given = (now or copy.taken_at, dry_run, say)
-            made, stored = _stored(settings, copy, lambda: found, *given)
+        copy, seen = _captured(settings, stack, say)
         text = "both stores were copied at one moment; Chroma's writers waited at the most "
         captured = ok("backup.capture", f"{text}{copy.lock_seconds * 1000:,.0f} ms")
+        facts = {"kind": GENERATION, "keep": keep, **witness(copy, settings, seen)}
+        made, stored = _stored(settings, copy, facts, now or copy.taken_at, dry_run, say)
     checks = [captured, *stored]
     pruned = None
     if made and drill:
@@ -170,80 +155,64 @@ def _check_keep(keep: int | None) -> None:
         raise BackupError(f"keep is {keep}: at least one generation stays", "use --keep 1 or more")
 
 
-class _Damaged(Exception):  # noqa: N818 - the signal to look twice
-    """A copy is damaged: torn, or like the data itself. Its arguments name the checks."""
-
-
-def _sound(seen: tuple[Check, ...]) -> tuple[Check, ...]:
-    """Return what was seen of a copy; raise _Damaged if that is damage."""
-    if names := tuple(check.name for check in damage(seen)):
-        raise _Damaged(*names)
-    return seen
-
-
-def _captured(settings: Settings, stack: contextlib.ExitStack, say: Progress) -> Snapshot:
-    """Capture both stores until `stack` closes; raise CaptureError if one of them is missing."""
-    copy = stack.enter_context(capture(settings, say))
-    if copy.problems:
-        reason = "; ".join(copy.problems.values())
-        hint = "nescord-ops verify says where the bot writes; nothing was stored"
-        raise CaptureError(f"only half of the data could be copied: {reason}", hint)
-    return copy
-
-
-def _captured_again(
-    settings: Settings, stack: contextlib.ExitStack, say: Progress, before: tuple[str, ...]
+def _captured(
+    settings: Settings, stack: contextlib.ExitStack, say: Progress
 ) -> tuple[Snapshot, tuple[Check, ...]]:
-    """After a damaged copy, capture once more; return the copy and what was seen of it.
+    """Capture both stores, again if the copy is damaged; return it with what was seen of it.
 
     Damage that two copies show alike is the data's own. Raise CaptureError if they differ.
     """
-    stack.close()  # the copy before
-    copy = _captured(settings, stack, say)
-    say("looking at the copy")
-    seen = verify.glance(copy, settings)
-    found = tuple(check.name for check in damage(seen))
-    if found in ((), before):
-        return copy, seen
-    text = f"two copies are damaged, each in another way: {', '.join({*before, *found})}"
+    before: tuple[str, ...] = ()
+    earlier = before
+    for _ in range(2):
+        stack.close()  # the copy before, if there is one
+        copy = stack.enter_context(capture(settings, say))
+        if copy.problems:
+            reason = "; ".join(copy.problems.values())
+            hint = "nescord-ops verify says where the bot writes; nothing was stored"
+            raise CaptureError(f"only half of the data could be copied: {reason}", hint)
+        say("looking at the copy")
+        seen = verify.glance(copy, settings)
+        found = tuple(check.name for check in damage(seen))
+        if found in ((), before):
+            return copy, seen
+        before, earlier = found, before
+    text = f"two copies are damaged, each in another way: {', '.join({*before, *earlier})}"
     raise CaptureError(text, "run it again, or with the bot stopped; nothing was stored")
 
 
 def _stored(
     settings: Settings,
     copy: Snapshot,
-    evidence: Callable[[], dict[str, Any]],
+    evidence: dict[str, Any],
     taken_at: datetime,
     dry_run: bool,
     say: Progress,
 ) -> tuple[str, list[Check]]:
-    """Store a snapshot and return its id, or nothing in a dry run, with what is to be said.
-
-    The evidence is called for last; what it raises keeps everything out of the store.
-    """
+    """Store a snapshot and return its id, or nothing in a dry run, with what is to be said."""
     path = settings.backup_dir / STORE
     known = listing(settings)
     if known.problem:
         raise BackupError(known.problem, known.hint)
-    needed = volume.usage(copy.root).allocated_bytes
-    _need_room(settings, known, needed)
+    _need_room(settings, known, evidence["allocated_bytes"])
+    quality = _quality(evidence)
     if dry_run:
-        text = f"at the most {show.size(needed)} would go into {path}: nothing was written"
-        return "", [_quality(evidence()), ok("backup.stored", text)]
+        size = show.size(evidence["allocated_bytes"])
+        text = f"at the most {size} would go into {path}: nothing was written"
+        return "", [quality, ok("backup.stored", text)]
     with store.open_store(path, create=True) as opened:
         taken = {backup.id for backup in known.backups}
         made = _add(opened, taken, copy, evidence, taken_at, say)
     size, added = show.size(made.size_bytes), show.size(made.added_bytes)
     text = f"{made.id} holds {size}; the store grew by {added}"
-    stored = ok("backup.stored", text, value=made.added_bytes, unit="bytes")
-    return made.id, [_quality(evidence()), stored]
+    return made.id, [quality, ok("backup.stored", text, value=made.added_bytes, unit="bytes")]
 
 
 def _add(
     opened: store.Store,
     taken: set[str],
     copy: Snapshot,
-    evidence: Callable[[], dict[str, Any]],
+    evidence: dict[str, Any],
     taken_at: datetime,
     say: Progress,
 ) -> store.Generation:
@@ -383,7 +352,7 @@ def adopt(
         copy = inventory.unpack(bot, settings, root / "copy")
         facts = witness(copy, settings, verify.examine(copy, settings))
         facts |= {"kind": ADOPTED, "source": bot.path.name, "originals": {}}
-        made, checks = _stored(settings, copy, lambda: facts, copy.taken_at, dry_run, say)
+        made, checks = _stored(settings, copy, facts, copy.taken_at, dry_run, say)
     backup = find(settings, made) if made else None
     return Created(settings, tuple(checks), backup, copy.seconds, 0.0, dry_run=dry_run)
 

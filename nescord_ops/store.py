@@ -25,7 +25,7 @@ import json
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,16 +69,15 @@ def add(
     store: Store,
     generation_id: str,
     root: Path,
-    evidence: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
+    evidence: Mapping[str, Any],
     *,
     taken_at: datetime,
     progress: Progress | None = None,
 ) -> Generation:
     """Given a tree that holds still, store it and its evidence (JSON values) as one generation.
 
-    Evidence that is still being gathered is called for at the end; if that raises, nothing is
-    stored. Raise StoreError, with nothing stored, if the id is taken, an entry is neither file
-    nor directory, or a file changes while it is read.
+    Raise StoreError, with nothing stored, if the id is taken, an entry is neither file nor
+    directory, or a file changes while it is read.
     """
     with transaction(store, "EXCLUSIVE") as db, ThreadPoolExecutor(pages.WORKERS) as pool:
         if not generation_id or not generation_id.isprintable() or "/" in generation_id:
@@ -87,8 +86,8 @@ def add(
             raise StoreError(f"there is a generation {generation_id} already", "use another id")
         (number,) = db.execute(
             "INSERT INTO generation (id, taken_at, evidence, added_bytes, digest)"
-            " VALUES (?, ?, '{}', 0, x'') RETURNING number",
-            (generation_id, taken_at.astimezone(UTC).isoformat()),
+            " VALUES (?, ?, ?, 0, x'') RETURNING number",
+            (generation_id, taken_at.astimezone(UTC).isoformat(), _json(evidence)),
         ).fetchone()
         intake = _Intake(db, progress or (lambda _done, _all: None))
         hashed = pages.ahead(pool, _named, pages.batched(intake.read(number, root)))
@@ -97,9 +96,7 @@ def add(
         for (file,) in db.execute(files, (number,)).fetchall():
             digest = file_digest(db, file)
             db.execute("UPDATE file SET digest = ? WHERE number = ?", (digest, file))
-        facts = _json(evidence() if callable(evidence) else evidence)
-        query = "UPDATE generation SET added_bytes = ?, evidence = ? WHERE number = ?"
-        db.execute(query, (added, facts, number))
+        db.execute("UPDATE generation SET added_bytes = ? WHERE number = ?", (added, number))
         seal(db, number)
         return read_generation(db, number)
 

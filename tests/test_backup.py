@@ -236,7 +236,7 @@ def test_a_torn_capture_is_taken_again(live: Settings, monkeypatch: pytest.Monke
     with pytest.raises(CaptureError, match="each in another way") as caught:
         backup.create(live)
     assert "nothing was stored" in caught.value.hint
-    assert inventory.listing(live).generations == ()
+    assert not store_of(live).exists()
     tearing(monkeypatch, chroma.PICKLE)
     made = backup.create(live)
     assert made.status is Status.OK
