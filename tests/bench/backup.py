@@ -129,6 +129,7 @@ class Bench:
             **{"BORG_BASE_DIR": str(scratch / "borg"), "TMPDIR": str(scratch)},
             "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
         }
+        self.environment.pop("PYTHONDONTWRITEBYTECODE", None)  # compiled, as pip leaves packages
 
     def repository(self, tool: Tool) -> Path:
         """Return where a tool keeps its backups."""
