@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from nescord_ops.checks import Check, Status, none_of, ok
+from nescord_ops.checks import RESTORE_PROVEN, Check, Status, none_of, ok
 from nescord_ops.stores import Stores
 
 EMBEDDING_MODEL = "models/text-embedding-004"
@@ -39,7 +39,7 @@ def lost(stores: Stores) -> Iterator[Check]:
         "notes",
         good="every synced note is in Chroma",
         bad=f"notes are marked synced and are not in Chroma, such as {example}",
-        hint="restore the newest proven backup, or set their sync_status to 'pending'",
+        hint=f"{RESTORE_PROVEN}, or set their sync_status to 'pending'",
         severity=Status.FAIL,
     )
     old = f" AND {_OLD.format(column='n.created_at')}"

@@ -270,7 +270,8 @@ def prune(
     """
     _check_keep(keep)
     path = settings.backup_dir / STORE
-    ours = listing(settings).generations
+    known = listing(settings)
+    ours = known.generations
     if not os.path.lexists(path):
         return Pruned((), (), 0, 0.0, dry_run)
     say = progress or (lambda _: None)
@@ -280,7 +281,7 @@ def prune(
         if "" in found:
             text = f"{path} is damaged, and nothing was removed: {found[''].problem}"
             raise BackupError(text, storefile.CHECK_HINT)
-        good = [backup for backup in ours if backup.good and backup.id not in found]
+        good = [backup for backup in known.good if backup.id not in found]
         last = ours.index(good[keep - 1]) + 1 if len(good) >= keep else len(ours)
         # a good one may turn out not to restore: the newest that did is never removed
         proven = next((backup for backup in good if backup.proven_at), None)

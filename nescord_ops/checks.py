@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 MIME = "application/vnd.nescord-ops.findings+json"
+RESTORE_PROVEN = "restore the newest proven backup"  # in hints; verify adds the command
 
 
 class Status(enum.StrEnum):

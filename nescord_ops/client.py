@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from nescord_ops import chroma, show
-from nescord_ops.checks import Check, fail, ok, unknown
+from nescord_ops.checks import RESTORE_PROVEN, Check, fail, ok, unknown
 from nescord_ops.errors import VolumeError
 from nescord_ops.stores import Stores
 
@@ -124,7 +124,7 @@ def round_trip(stores: Stores, index_limit_bytes: float = INDEX_LIMIT_BYTES) -> 
 def _judge(answer: Answer, sample: int, no_sample: str) -> Iterator[Check]:
     seen = answer.result
     if answer.problem:
-        hint = "stop the bot and restore the newest backup that is proven"
+        hint = f"stop the bot and {RESTORE_PROVEN}"
         yield fail("chroma.roundtrip", f"Chroma cannot work with a copy: {answer.problem}", hint)
         return
     if not (seen.get("found") and seen.get("searched") and seen.get("deleted")):
@@ -133,7 +133,7 @@ def _judge(answer: Answer, sample: int, no_sample: str) -> Iterator[Check]:
         yield fail(
             "chroma.roundtrip",
             f"a test document was not found again and deleted ({steps})",
-            "stop the bot and restore the newest backup that is proven",
+            f"stop the bot and {RESTORE_PROVEN}",
         )
         return
     yield ok(
@@ -148,7 +148,7 @@ def _judge(answer: Answer, sample: int, no_sample: str) -> Iterator[Check]:
     text += "were found by them"
     details = {"value": found, "unit": "records", "limit": sample * RECALL_FLOOR}
     if fetched < sample or found < sample * RECALL_FLOOR:
-        hint = "stop the bot and restore the newest backup that is proven"
+        hint = f"stop the bot and {RESTORE_PROVEN}"
         yield fail("chroma.search", text, hint, **details)
     else:
         yield ok("chroma.search", f"{text} (search is approximate)", **details)

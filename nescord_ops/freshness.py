@@ -8,7 +8,7 @@ from datetime import datetime
 from nescord_ops import volume
 from nescord_ops.checks import Check, Status, fail, none_of, ok, unknown, warn
 from nescord_ops.errors import BackupError
-from nescord_ops.inventory import Backup, listing
+from nescord_ops.inventory import Backup, Backups, listing
 from nescord_ops.settings import Settings
 
 AGE_WARN_DAYS, AGE_FAIL_DAYS = 7, 30
@@ -29,22 +29,21 @@ def health(settings: Settings, now: datetime) -> Iterator[Check]:
         yield judged("backups.age", found.problem, found.hint, **details)
         return
     ours = found.generations
-    yield _age(settings, found.backups, ours, now)
+    yield _age(settings, found, now)
     if ours:
         yield _damage(ours)
-        yield _count(ours)
-        yield _drilled(ours, now)
+        yield _count(found)
+        yield _drilled(found.good, now)
         yield _place(settings)
 
 
-def _age(
-    settings: Settings, backups: tuple[Backup, ...], ours: tuple[Backup, ...], now: datetime
-) -> Check:
+def _age(settings: Settings, found: Backups, now: datetime) -> Check:
     """The age of the newest good backup; where there are none of ours, of the bot's newest."""
+    backups, ours = found.backups, found.generations
     if not backups:
         text = f"no backup of any kind in {settings.backup_dir}"
         return fail("backups.age", text, CREATE_HINT, unit="days", limit=AGE_FAIL_DAYS)
-    whole = [b for b in ours if b.good] or [b for b in backups if not (ours or b.fault)]
+    whole = found.good or [b for b in backups if not (ours or b.fault)]
     newest = (whole or ours or backups)[0]
     days = max(0.0, (now - newest.taken_at).total_seconds() / 86_400)
     text = f"the newest backup{' of both stores' if whole else ''} is {days:.1f} days old"
@@ -73,10 +72,9 @@ def _damage(ours: tuple[Backup, ...]) -> Check:
     )
 
 
-def _count(ours: tuple[Backup, ...]) -> Check:
+def _count(found: Backups) -> Check:
     """How many good generations there are, against the `--keep` of the newest."""
-    good = sum(backup.good for backup in ours)
-    wanted = ours[0].evidence.get("keep")
+    good, wanted = len(found.good), found.generations[0].evidence.get("keep")
     details = {"value": good, "unit": "generations", "limit": wanted}
     text = f"{good} good generations" + (f", to keep {wanted}" if wanted else ", none pruned")
     if wanted and good > wanted + 1:
@@ -85,9 +83,8 @@ def _count(ours: tuple[Backup, ...]) -> Check:
     return ok("backups.count", text, **details)
 
 
-def _drilled(ours: tuple[Backup, ...], now: datetime) -> Check:
+def _drilled(good: tuple[Backup, ...], now: datetime) -> Check:
     """When a good generation was last restored to prove it."""
-    good = [backup for backup in ours if backup.good]
     proven = max(filter(None, (backup.proven_at for backup in good)), default=None)
     hint = f"nescord-ops backup drill {good[0].id}" if good else CREATE_HINT
     if proven is None:

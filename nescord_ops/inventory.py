@@ -126,9 +126,20 @@ class Backups:
         return tuple(backup for backup in self.backups if backup.kind != BOT)
 
     @property
+    def good(self) -> tuple[Backup, ...]:
+        """The good ones. An adopted one, which may be of another volume, counts in need only."""
+        good = [backup for backup in self.backups if backup.good]
+        return tuple([backup for backup in good if backup.kind == GENERATION] or good)
+
+    @property
     def newest_good(self) -> Backup | None:
         """The one to restore, if there is one."""
-        return next((backup for backup in self.backups if backup.good), None)
+        return next(iter(self.good), None)
+
+    @property
+    def newest_proven(self) -> Backup | None:
+        """The newest good one that a drill has restored."""
+        return next((backup for backup in self.good if backup.proven_at), None)
 
     @property
     def plain_bytes(self) -> int:

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nescord_ops import chroma, database, show
-from nescord_ops.checks import Check, Status, fail, none_of, ok, warn
+from nescord_ops.checks import RESTORE_PROVEN, Check, Status, fail, none_of, ok, warn
 from nescord_ops.errors import VolumeError
 from nescord_ops.stores import Stores
 
 BLOAT_BYTES = 64 << 20
-RESTORE = "stop the bot and restore the newest backup that is proven"
+RESTORE = f"stop the bot and {RESTORE_PROVEN}"
 
 
 def database_file(path: Path) -> Iterator[Check]:

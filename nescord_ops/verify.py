@@ -6,6 +6,7 @@ captures both stores at one moment and examines the copies. What was not looked 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -18,8 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from nescord_ops import __version__, chroma, database, freshness, places, show, volume
-from nescord_ops.checks import Check, Findings, Status, fail, ok, unknown, warn
+from nescord_ops import __version__, chroma, database, freshness, inventory, places, show, volume
+from nescord_ops.checks import RESTORE_PROVEN, Check, Findings, Status, fail, ok, unknown, warn
 from nescord_ops.errors import CaptureError, OpsError, SettingsError, VolumeError
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import Snapshot, capture
@@ -80,7 +81,7 @@ def run(
     if depth == "quick":
         why = "not looked at in quick depth"
         checks += [unknown(n, why, "nescord-ops verify --depth full", expected=True) for n in DEEP]
-        return Verification(settings, tuple(checks), "quick")
+        return Verification(settings, _with_command(checks, settings), "quick")
     try:
         with capture(settings, progress) as snapshot:
             checks += _capture_checks(snapshot)
@@ -88,14 +89,29 @@ def run(
             checks += _not_reached(checks)
             tables = _tables(snapshot)
             return Verification(
-                *(settings, tuple(checks), "full", tables),
+                *(settings, _with_command(checks, settings), "full", tables),
                 capture_seconds=snapshot.seconds,
                 lock_seconds=snapshot.lock_seconds,
             )
     except CaptureError as error:
         checks.append(unknown("capture.moment", str(error), error.hint))
         checks += _not_reached(checks)
-    return Verification(settings, tuple(checks), "full")
+    return Verification(settings, _with_command(checks, settings), "full")
+
+
+def _with_command(checks: list[Check], settings: Settings) -> tuple[Check, ...]:
+    """Name the backup in the hints that say to restore one, with the command that does it."""
+    if not any(RESTORE_PROVEN in check.hint for check in checks):
+        return tuple(checks)
+    command = "nescord-ops backup list"
+    with contextlib.suppress(OpsError):
+        proven = inventory.listing(settings, looking=True).newest_proven
+        command = f"nescord-ops restore {proven.id}" if proven else f"none is: {command}"
+    hint = f"{RESTORE_PROVEN} ({command})"
+    return tuple(
+        dataclasses.replace(check, hint=check.hint.replace(RESTORE_PROVEN, hint))
+        for check in checks
+    )
 
 
 def _not_reached(checks: list[Check]) -> list[Check]:
@@ -206,9 +222,7 @@ def _guarded(name: str, part: Callable[[], Iterable[Check]]) -> list[Check]:
 def _missing(name: str, snapshot: Snapshot, path: Path) -> Check:
     """A store that could not be copied at all: the inspection of its place says more."""
     reason = snapshot.problems.get(name, f"{path} could not be copied")
-    return fail(
-        f"{name}.integrity", reason, "check the settings; else restore the newest proven backup"
-    )
+    return fail(f"{name}.integrity", reason, f"check the settings; else {RESTORE_PROVEN}")
 
 
 def _tables(snapshot: Snapshot) -> tuple[database.Table, ...]:
@@ -257,7 +271,7 @@ def _database(settings: Settings) -> Iterator[Check]:
     try:
         header = database.read_header(path)
     except VolumeError as error:
-        yield fail("database.file", str(error), "stop the bot and restore the newest proven backup")
+        yield fail("database.file", str(error), f"stop the bot and {RESTORE_PROVEN}")
         return
     size = header.file_bytes
     yield ok("database.file", f"SQLite, {show.size(size)}", value=size, unit="bytes")
@@ -310,7 +324,7 @@ def _chroma(settings: Settings) -> Iterator[Check]:
     try:
         header = database.read_header(root / chroma.DATABASE)
     except VolumeError as error:
-        hint = "check CHROMADB_PERSIST_DIRECTORY; else restore the newest proven backup"
+        hint = f"check CHROMADB_PERSIST_DIRECTORY; else {RESTORE_PROVEN}"
         yield fail("chroma.file", str(error), hint)
         return
     text = f"{chroma.DATABASE}, {show.size(header.file_bytes)}"

@@ -275,6 +275,25 @@ def test_an_adopted_backup_stands_where_its_date_says(demo: MakeDemo) -> None:
     assert [b.id for b in inventory.listing(settings).generations] == [newest.id, adopted.id]
 
 
+def test_an_adopted_backup_which_may_be_of_another_volume_displaces_none_of_ours(
+    demo: MakeDemo,
+) -> None:
+    made = demo()
+    settings = load(app_dir=made.app_dir)
+    (whole,) = made.backup_dir.glob("nescordbot_backup_*")
+    adopted = backup.adopt(settings, whole).backup
+    assert adopted
+    assert inventory.listing(settings).newest_good == adopted, "better than none"
+    ours = backup.create(settings, now=adopted.taken_at - DAY).backup
+    assert ours
+    known = inventory.listing(settings)
+    assert [b.id for b in known.generations] == [adopted.id, ours.id]
+    assert known.newest_good == ours
+    assert backup.prune(settings, 1).removed == ()
+    (age,) = [c for c in freshness.health(settings, adopted.taken_at) if c.name == "backups.age"]
+    assert age.value == 1
+
+
 @pytest.mark.parametrize("identity", ["", ".", "..", "../x", "/etc/passwd", "a/b", "a\0b", "nope"])
 def test_an_id_that_is_none_is_refused(identity: str, live: Settings, tmp_path: Path) -> None:
     take(live)
@@ -760,6 +779,23 @@ def test_verify_tells_age_and_proof(live: Settings) -> None:
     assert judged(live, NOON + 8 * DAY)["backups.age"] == "warn"
     late = judged(live, NOON + 31 * DAY)
     assert (late["backups.age"], late["backups.drill"]) == ("fail", "warn")
+
+
+def test_verify_names_the_proven_backup_where_it_says_to_restore_one(demo: MakeDemo) -> None:
+    made = demo()
+    settings = load(app_dir=made.app_dir)
+
+    def hint() -> str:
+        (index,) = [c for c in verify.run(settings).checks if c.name == "chroma.index"]
+        return index.hint
+
+    proven = backup.create(settings, drill=True).backup
+    FAULTS["lost-vectors"].plant(made)
+    assert proven
+    assert f"(nescord-ops restore {proven.id})" in hint()
+    with store.open_store(store_of(settings)) as opened:
+        store.note(opened, proven.id, {"proven_at": None})
+    assert "(none is: nescord-ops backup list)" in hint()
 
 
 def test_verify_counts_no_damaged_generation(live: Settings) -> None:
