@@ -202,6 +202,39 @@ def cost(
 
 
 @app.command()
+def deploy(
+    context: typer.Context,
+    repo: Annotated[
+        Path | None, typer.Argument(metavar="REPO", help="The bot's checkout; default: app-dir.")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="Write what works into a new directory.", metavar="DIR")
+    ] = None,
+    demo: Demo = False,
+) -> None:
+    """Does the deployment keep the data? Reads the bot's checkout and its variables."""
+    call: Invocation = context.obj
+    if write:
+        from nescord_ops import configuration
+
+        files = [printable(str(path)) for path in configuration.write(write)]
+        if call.json:
+            write_json({"files": files})
+        else:
+            typer.echo(
+                "\n".join((*files, "Next: read STEPS.md; where notes exist, back up first."))
+            )
+        return
+    from nescord_ops import deploy as capability
+
+    if repo and not call.options["app_dir"]:
+        call.options["app_dir"] = str(repo)
+    with resolved(call, demo, required=False) as settings:
+        findings = capability.run(settings, repo=repo)
+    finish(call, findings)
+
+
+@app.command()
 def report(
     context: typer.Context,
     names: Annotated[

@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from nescord_ops import sample
-from nescord_ops.errors import SettingsError, VolumeError
+from nescord_ops.errors import SettingsError
 from nescord_ops.faults import FAULTS
 from nescord_ops.sample import Demo
-from nescord_ops.volume import remove_tree
+from nescord_ops.volume import claim, remove_tree
 
 __all__ = ["Demo", "create", "only_sample", "temporary"]
 
@@ -53,7 +53,7 @@ def create(
             f"{notes} notes: from 1 to {LARGEST:,} can be made", "choose another --notes"
         )
     demo = Demo(
-        app_dir=_claim(directory.absolute()),
+        app_dir=claim(directory.absolute()),
         notes=notes,
         vectors=min(notes, notes if vectors is None else max(vectors, 0)),
         note_bytes=note_bytes,
@@ -86,20 +86,3 @@ def only_sample() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
-
-
-def _claim(directory: Path) -> Path:
-    """Make the directory, or take it if it is empty."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        taken = any(directory.iterdir())
-    except OSError as error:
-        raise VolumeError(
-            f"{directory} cannot be made: {error.strerror}", "name a directory that can be made"
-        ) from error
-    if taken:
-        raise VolumeError(
-            f"{directory} is not empty, and a sample volume overwrites nothing",
-            "name a new directory",
-        )
-    return directory

@@ -108,7 +108,7 @@ def access(settings: Settings) -> Iterator[Check]:
             variable = "CHROMADB_PERSIST_DIRECTORY" if name == "chroma" else "DATABASE_URL"
             yield _absent(f"access.{name}", seen, "directory", variable)
             continue
-        yield _mode(f"access.{name}", seen)
+        yield mode(f"access.{name}", seen)
         try:
             volume.probe_write(path)
         except VolumeError as error:
@@ -126,7 +126,7 @@ def _absent(name: str, seen: volume.Place, wanted: str, variable: str) -> Check:
     return fail(name, f"{seen.path} should be a {wanted} and is {seen.kind}", hint)
 
 
-def _mode(name: str, seen: volume.Place) -> Check:
+def mode(name: str, seen: volume.Place) -> Check:
     """The guide's 755 and 750, or anything as good: the owner may do all, strangers not write."""
     details = {"value": seen.mode_text, "limit": "755"}
     text = f"{seen.path} is mode {seen.mode_text}, owner {seen.uid}:{seen.gid}"

@@ -199,7 +199,7 @@ def _values(
 
 
 def _target(
-    out: Path | None, notebooks: Sequence[Notebook], options: Mapping[str, str], *, demo: bool
+    out: Path | None, notebooks: Sequence[Notebook], options: Mapping[str, Any], *, demo: bool
 ) -> Path:
     """The reports directory; raise SettingsError if there is no volume to report on."""
     from nescord_ops import settings

@@ -34,10 +34,10 @@ SYNC_DELAY = timedelta(seconds=40)
 USER, CHANNEL, GUILD = "100000000000000001", "200000000000000002", "300000000000000003"
 
 ENVIRONMENT = """\
-# Settings of a sample volume. The tokens are placeholders.
-DISCORD_TOKEN=placeholder-not-a-token
-OPENAI_API_KEY=placeholder-not-a-key
-GEMINI_API_KEY=placeholder-not-a-key
+# Settings of a sample volume. The keys are none; they only begin as the bot demands.
+DISCORD_TOKEN=MT-not-a-token
+OPENAI_API_KEY=sk-not-a-key
+GEMINI_API_KEY=API-not-a-key
 DATABASE_URL=sqlite:///data/nescordbot.db
 CHROMADB_PERSIST_DIRECTORY=data/chromadb
 CHROMADB_COLLECTION_NAME=nescord_knowledge
@@ -339,9 +339,13 @@ def _back_up(demo: Demo) -> None:
 
 
 def _set_modes(demo: Demo) -> None:
-    """Give the volume the guide's permissions, whatever the umask: 755, and 750 for Chroma."""
+    """Give the volume the guide's permissions, whatever the umask: 755, and 750 for Chroma.
+
+    The keys are for their owner.
+    """
     for folder, _, files in os.walk(demo.app_dir):
         Path(folder).chmod(0o755)
         for name in files:
             Path(folder, name).chmod(0o644)
     demo.chroma_dir.chmod(0o750)
+    demo.env_file.chmod(0o600)

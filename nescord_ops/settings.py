@@ -106,12 +106,13 @@ def load(
     chroma_dir: str | Path | None = None,
     backup_dir: str | Path | None = None,
     reports_dir: str | Path | None = None,
+    required: bool = True,
 ) -> Settings:
     """Return the settings of this installation; an empty argument counts as not given.
 
     Reads the environment and one `.env` file (`env_file`, else the one in the bot's directory).
-    Raise SettingsError if nothing is configured and the bot's default places do not exist, or if
-    a value makes no sense.
+    Raise SettingsError if nothing is configured and the bot's default places do not exist (unless
+    not `required`: a checkout has no data), or if a value makes no sense.
     """
     app = _app_dir(app_dir)
     file = _env_file(env_file, app)
@@ -130,7 +131,7 @@ def load(
     database, meant = opened_by_bot(url, app)
     chroma = _absolute(values.get("CHROMADB_PERSIST_DIRECTORY") or "data/chromadb", app)
     named = {"DATABASE_URL", "CHROMADB_PERSIST_DIRECTORY"} & values.keys()
-    if not (named or database.exists() or chroma.exists()):
+    if required and not (named or database.exists() or chroma.exists()):
         raise SettingsError(
             f"nothing is configured: no DATABASE_URL, no {database}, no {chroma}", START_HINT
         )

@@ -35,12 +35,12 @@ class Invocation:
 
 
 @contextlib.contextmanager
-def resolved(call: Invocation, demo: bool = False) -> Iterator[Settings]:
+def resolved(call: Invocation, demo: bool = False, *, required: bool = True) -> Iterator[Settings]:
     """Yield the settings, of the configured volume or of a sample that is removed afterwards."""
     from nescord_ops import settings
 
     if not demo:
-        yield settings.load(**call.options)
+        yield settings.load(**call.options, required=required)
         return
     from nescord_ops.demo import only_sample, temporary
 

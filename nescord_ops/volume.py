@@ -218,6 +218,23 @@ def probe_write(directory: Path) -> None:
         raise VolumeError(f"{directory} gave back other bytes than were written")
 
 
+def claim(directory: Path) -> Path:
+    """Make a directory, or take it if it is empty, and return it.
+
+    Raise VolumeError if there is anything in it: nothing is overwritten.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        taken = any(directory.iterdir())
+    except (OSError, ValueError) as error:
+        raise VolumeError(f"{directory} cannot be made: {error}", "name another place") from error
+    if taken:
+        raise VolumeError(
+            f"{directory} is not empty, and nothing is overwritten", "name a new directory"
+        )
+    return directory
+
+
 def remove_tree(root: Path) -> None:
     """Remove a scratch directory of ours; what is gone already is fine."""
     import shutil

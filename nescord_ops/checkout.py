@@ -1,0 +1,157 @@
+"""A bot's checkout: which of its files are read, how far, and the rows that come of them.
+
+Nothing outside is read through a link, only regular files of up to 1 MB are read, and what
+cannot be read is a row that says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from nescord_ops import show, volume
+from nescord_ops.manifests import (
+    LIMIT_LINE,
+    PARSERS,
+    BrokenError,
+    Parser,
+    Row,
+    dockerfile,
+    text_lines,
+    variables,
+)
+
+LIMIT_BYTES, LIMIT_TEXTS, LIMIT_ENTRIES = 1_000_000, 200, 5000
+ENVIRONMENT = "the environment"
+TEXT_FOLDERS = ("docs", "scripts", "bin", ".github/workflows")
+TEXT_SUFFIXES = (".md", ".sh", ".yml", ".yaml", ".ps1")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Checkout:
+    """A directory and the rows of the files in it."""
+
+    root: Path
+    rows: tuple[Row, ...]
+
+    def of(self, kind: str, *names: str) -> list[Row]:
+        """Return the rows of a kind, and of these names if any are given."""
+        return [r for r in self.rows if r.kind == kind and (not names or r.name in names)]
+
+    def variable(self, name: str) -> list[Row]:
+        """Return where the bot gets a variable's value from: not a build's, not an example's."""
+        found = self.of("variable", name)
+        return [r for r in found if r.context not in ("ARG", "example") and r.value != ""]
+
+    def has(self, *files: str) -> bool:
+        """Whether one of these files was read."""
+        return any(row.file in files for row in self.of("file"))
+
+
+class _UnreadableError(Exception):
+    """A file that is not looked at, and why."""
+
+
+def read(root: Path, env_file: Path | None, environment: Mapping[str, str]) -> Checkout:
+    """Given a checkout, the `.env` in use and the environment, return their rows.
+
+    Reads at most 1 MB of a file, and 200 documents and scripts. Never raises for what it reads.
+    """
+    rows = [Row("variable", ENVIRONMENT, 0, k, v) for k, v in environment.items()]
+    for name, parser in PARSERS.items():
+        rows += _rows(root, name, parser)
+    given = [r.value for r in rows if r.name == "build.dockerfilePath" and isinstance(r.value, str)]
+    rows += _rows(root, given[0] if given else "Dockerfile", dockerfile)
+    if env_file and env_file != root / ".env":
+        rows += _rows(env_file.parent, env_file.name, variables)
+    texts = _texts(root)
+    for path in itertools.islice(texts, LIMIT_TEXTS):
+        rows += _rows(root, str(path.relative_to(root)), text_lines)
+    if next(texts, None):
+        rows.append(Row("unread", f"documents after {LIMIT_TEXTS}", 0, "text", "are too many"))
+    return Checkout(root, tuple(rows))
+
+
+def _rows(root: Path, name: str, parser: Parser) -> list[Row]:
+    """The rows of one file; none if it does not exist."""
+    try:
+        text = _contents(root, name)
+    except _UnreadableError as error:
+        return [Row("unread", name, 0, "text" if parser is text_lines else "", str(error))]
+    if text is None:
+        return []
+    rows = [Row("file", name, 0, "", text.count("\n") + (not text.endswith("\n")))]
+    try:
+        rows.extend(parser(name, text))  # what was read before the damage stays
+    except BrokenError as error:
+        rows.append(Row("broken", name, error.line, "", str(error)))
+    except RecursionError:
+        rows.append(Row("broken", name, 1, "", "nested too deeply"))
+    return rows
+
+
+def tracked(root: Path, name: str) -> bool | None:
+    """Given a checkout and a file at its top, return whether git tracks it; None: cannot tell.
+
+    Reads `.git/index` itself (git-scm.com/docs/index-format, versions 2 and 3): git would run
+    what a hostile repository's configuration names.
+    """
+    try:
+        index = _bytes(root, ".git/index", 4 * LIMIT_BYTES)
+    except _UnreadableError:
+        return None
+    if not index or index[:4] != b"DIRC" or index[7] not in (2, 3):
+        return None
+    entry = b"[\0\x80]" + bytes([len(name)]) + re.escape(name.encode()) + b"\0"
+    return re.search(entry, index) is not None
+
+
+def _bytes(root: Path, name: str, limit: int) -> bytes | None:
+    """The bytes of a file inside `root`, or None; raise _UnreadableError for anything odd."""
+    try:
+        real = os.path.realpath(root / name)
+        if not Path(real).is_relative_to(os.path.realpath(root)):
+            raise _UnreadableError("leads out of the checkout")
+        handle = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "has an impossible name"
+        raise _UnreadableError(f"cannot be opened ({reason})") from error
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise _UnreadableError("is not a regular file")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise _UnreadableError(f"is larger than {show.size(limit)}")
+    return data
+
+
+def _contents(root: Path, name: str) -> str | None:
+    """The text of a file inside `root`, or None; raise _UnreadableError if it is not text."""
+    data = _bytes(root, name, LIMIT_BYTES)
+    if data is None:
+        return None
+    if b"\0" in data:
+        raise _UnreadableError("has NUL bytes in it")
+    if max(map(len, data.split(b"\n"))) > LIMIT_LINE:
+        raise _UnreadableError(f"has a line of more than {LIMIT_LINE:,} bytes")
+    try:
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise _UnreadableError("is not UTF-8 text") from error
+
+
+def _texts(root: Path) -> Iterator[Path]:
+    """Documents and scripts: those at the top, and those below the usual folders."""
+    top = (entry for entry in sorted(root.iterdir()) if not entry.is_dir())
+    below = (volume.walk(root / folder) for folder in TEXT_FOLDERS if (root / folder).is_dir())
+    found = itertools.chain(top, (path for path, _ in itertools.chain.from_iterable(below)))
+    for path in itertools.islice(found, LIMIT_ENTRIES):
+        if path.suffix in TEXT_SUFFIXES or path.name == "Makefile":
+            yield path
