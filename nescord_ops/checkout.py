@@ -123,10 +123,13 @@ def _bytes(root: Path, name: str, limit: int) -> bytes | None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "has an impossible name"
         raise _UnreadableError(f"cannot be opened ({reason})") from error
-    with os.fdopen(handle, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise _UnreadableError("is not a regular file")
-        data = file.read(limit + 1)
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            data = file.read(limit + 1)
+    finally:
+        os.close(handle)
     if len(data) > limit:
         raise _UnreadableError(f"is larger than {show.size(limit)}")
     return data

@@ -105,9 +105,11 @@ def run(
     hide = _hider(seen)
     return Deployment(
         settings=settings,
-        checks=tuple(dataclasses.replace(c, summary=hide(c.summary)) for c in checks),
+        checks=tuple(
+            dataclasses.replace(c, summary=hide(c.summary), hint=hide(c.hint)) for c in checks
+        ),
         repo=root,
-        mount=site.mount,
+        mount=Path(hide(str(site.mount))),
         files={hide(row.file): row.value for row in seen.of("file")},
         findings=tuple(
             dataclasses.replace(place, file=hide(place.file), detail=hide(place.detail))

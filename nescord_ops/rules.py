@@ -37,7 +37,7 @@ _HIDING = re.compile(r"\b(?:chmod|chown|chgrp)\b")
 _DEBIAN_LIKE_NOT = re.compile(r"alpine|fedora|centos|rocky|alma|ubi\d")
 _GUIDE = re.compile(
     r'sqlite:///app/|sqlite:///[^\s"]*\?|^\s*VOLUME\b|chown nobody:nobody|"volumes"\s*:'
-    r"|CHROMADB_SETTINGS|/app/chromadb_data"
+    r"|CHROMADB_SETTINGS|CHROMADB_PERSIST_DIRECTORY\s*=\s*/app/chromadb_data"
 )
 
 
@@ -107,8 +107,8 @@ def _helper_misses(row: Row, site: Site) -> bool | str:
     opened = _database(row, site)
     if opened is None or not (row.context or site.here):
         return False
-    read = Path(row.value.replace(SQLITE_PREFIX, "/"))
-    return read != opened and f"it looks for {os.path.normpath(read)}"
+    read = os.path.normpath("/" + row.value.removeprefix(SQLITE_PREFIX).lstrip("/"))
+    return read != str(opened) and f"it looks for {read}"
 
 
 def _chroma(row: Row, site: Site) -> bool | str:

@@ -17,6 +17,7 @@ from typing import Any
 from nescord_ops.errors import SettingsError
 
 SECRETS = ("DISCORD_TOKEN", "OPENAI_API_KEY", "GEMINI_API_KEY")
+SHOWN = ("CHROMADB_", "DATABASE_URL", "EMBEDDING_DIMENSION", "NESCORD_OPS_", "RAILWAY_VOLUME_")
 SQLITE_PREFIX = "sqlite:///"
 START_HINT = (
     "set DATABASE_URL and CHROMADB_PERSIST_DIRECTORY, or name the bot's directory with --app-dir; "
@@ -199,6 +200,10 @@ def _environment(file: Path | None) -> dict[str, str]:
         ) from error
     values = {**written, **os.environ}
     found = {name: value for name, value in values.items() if value and value.strip()}
+    secrets = [found[name] for name in SECRETS if len(found.get(name, "")) >= 8]
+    for name, value in found.items():
+        if name.startswith(SHOWN) and any(secret in value for secret in secrets):
+            raise SettingsError(f"{name} has a key or token in it", f"correct {name}")
     return {name: "set" if name in SECRETS else value for name, value in found.items()}
 
 
