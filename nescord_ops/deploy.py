@@ -61,11 +61,7 @@ class Deployment(Findings):
         """Return one row a finding: its file and line, the rule, what it does, and the fix."""
         rules = {rule.name: rule for rule in RULES}
         rows = [
-            (
-                f"{place.file}:{place.line}" if place.line else place.file,
-                _sentence(rules[place.rule], place.detail),
-                rules[place.rule].fix,
-            )
+            (place.where, _sentence(rules[place.rule], place.detail), rules[place.rule].fix)
             for place in self.findings
         ]
         return show.Html(show.table(("Where", "What it does", "What to do"), rows))
@@ -135,9 +131,8 @@ def _sentence(rule: Rule, detail: str) -> str:
 
 def _finding(rule: Rule, found: list[Place]) -> Check:
     """One check a rule: every place, what it does in reality, and the fix."""
-    rows = [Row(rule.kind, place.file, place.line, "", None).where for place in found]
     details = "; ".join(dict.fromkeys(place.detail for place in found[:SHOWN] if place.detail))
-    text = f"{_listed(rows)}: {_sentence(rule, details)}"
+    text = f"{_listed(place.where for place in found)}: {_sentence(rule, details)}"
     return Check(rule.name, rule.status, text, rule.fix, len(found), "places", 0)
 
 
@@ -169,10 +164,11 @@ def _broken(seen: Checkout) -> Iterator[Check]:
         if rows:
             where = _listed(f"{row.where} ({row.value})" for row in rows)
             yield Check(f"files.{kind or 'broken'}", status, where, fix, len(rows), "lines", 0)
-    for row in seen.of("unread"):
-        name = "files.text" if row.name else "files.unread"
-        text = f"{row.file} {row.value}: not looked at"
-        yield unknown(name, text, "make it a plain text file", expected=bool(row.name))
+    for kind, name in (("", "files.unread"), ("text", "files.text")):
+        rows = [row for row in seen.of("unread") if row.name == kind]
+        if rows:
+            text = f"not looked at: {_listed(f'{row.file} ({row.value})' for row in rows)}"
+            yield unknown(name, text, "make it a plain text file", expected=bool(kind))
 
 
 def _groups(seen: Checkout, faulty: set[str]) -> Iterator[Check]:
@@ -184,7 +180,7 @@ def _groups(seen: Checkout, faulty: set[str]) -> Iterator[Check]:
         elif group not in faulty:
             count = sum(rule.name.startswith(f"{group}.") for rule in RULES)
             files = _listed(row.file for row in rows)
-            yield ok(f"{group}.rules", f"{files}: {count} rules looked, and found nothing")
+            yield ok(f"{group}.rules", f"{files}: nothing found, rules: {count}")
 
 
 def _config(site: Site, today: date) -> Iterator[Check]:
@@ -193,13 +189,10 @@ def _config(site: Site, today: date) -> Iterator[Check]:
     for document in seen.of("document"):
         yield _sunset(document, (SUNSET - today).days, replaced=seen.has(IAC))
         yield from _schema(document, seen)
-        if not any(
-            row.file == document.file for row in seen.of("config", "deploy.requiredMountPath")
-        ):
-            text = (
-                f"{document.file}: without deploy.requiredMountPath the bot also starts where no "
-            )
-            text += "volume is attached, and writes to what is lost"
+        required = seen.of("config", "deploy.requiredMountPath")
+        if not any(row.file == document.file for row in required):
+            text = f"{document.file}: without deploy.requiredMountPath the bot starts even where no"
+            text += " volume is attached, and writes to what is lost"
             yield warn("config.no_mount", text, f'set "requiredMountPath": "{site.mount}"')
 
 
@@ -211,7 +204,8 @@ def _sunset(document: Row, days: int, *, replaced: bool) -> Check:
     if days > 0:
         text = f"{file} is read for {days} days more, until {SUNSET}"
         if replaced:
-            return ok(name, f"{text}; {IAC} takes its place", **details)
+            text += f"; {IAC} takes its place once the service is migrated"
+            return ok(name, text, **details)
         return warn(name, f"{text}, and nothing takes its place", hint, **details)
     text = f"{file} is not read any more since {SUNSET}: nothing in it has any effect"
     if replaced:
@@ -248,7 +242,7 @@ def _schema(document: Row, seen: Checkout) -> Iterator[Check]:
     if wrong:
         text = f"{_listed(map(where, wrong))}: not of the type that Railway demands: it refuses to "
         yield fail("config.types", f"{text}deploy", hint, value=len(wrong), unit="keys", limit=0)
-    if not strange and not wrong:
+    if not strange and not wrong and "volumes" not in lines:
         yield ok("config.schema", f"{document.file} fits the schema")
 
 

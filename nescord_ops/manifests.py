@@ -280,9 +280,9 @@ def _typescript(file: str, text: str) -> Iterator[Row]:
     for match in _TS_VARIABLE.finditer(text):
         value = match[2][1:-1] if match[2] else None
         yield Row("variable", file, line_of(match.start()), match[1], value, "iac")
-    for match in _TS_MOUNTS.finditer(text):
-        paths = tuple(_TS_MOUNT.findall(match[1]))
-        yield Row("mounts", file, line_of(match.start()), "", paths)
+    mounts = [(line_of(m.start()), _TS_MOUNT.findall(m[1])) for m in _TS_MOUNTS.finditer(text)]
+    for line, paths in mounts or [(1, [])]:
+        yield Row("mounts", file, line, "", tuple(paths))
 
 
 def _procfile(file: str, text: str) -> Iterator[Row]:

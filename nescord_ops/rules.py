@@ -90,7 +90,7 @@ def _off_volume(path: Path | None, row: Row, site: Site) -> bool | str:
         return False
     if not (site.here or row.context or path.is_relative_to(site.app)):
         return False
-    return f"it is {path}, and the volume is {site.mount}"
+    return f"it is {path}, off {site.mount}"
 
 
 def _not_sqlite(row: Row, site: Site) -> bool | str:
@@ -268,6 +268,14 @@ RULES = (
     Rule("iac.two_volumes", FAIL, "mounts", lambda r, _: len(r.value) > 1,
          "a service has one volume at the most: two on one service cannot exist",
          'keep "/app/data": both stores lie on it'),
+    Rule("iac.no_volume", FAIL, "mounts", lambda r, _: not r.value,
+         "no volume is mounted: the data is lost at the next deploy",
+         'volumeMounts: { "/app/data": data }'),
+    Rule("iac.mount", FAIL, "mounts",
+         lambda r, s: bool(r.value) and "/app/data" not in r.value
+         and not s.checkout.variable("DATABASE_URL"),
+         "the bot writes to /app/data unless DATABASE_URL says otherwise",
+         'volumeMounts: { "/app/data": data }'),
     # documents and scripts
     Rule("text.backup_command", FAIL, "text", _says(r"railway volume (backup|list-backups)\b"),
          "there is no such command: no backup is taken",
@@ -299,6 +307,11 @@ class Place:
     file: str
     line: int
     detail: str
+
+    @property
+    def where(self) -> str:
+        """File and line, as people and editors write them."""
+        return f"{self.file}:{self.line}" if self.line else self.file
 
 
 def judge(site: Site) -> Iterator[tuple[Rule, list[Place]]]:

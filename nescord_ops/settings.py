@@ -18,6 +18,7 @@ from nescord_ops.errors import SettingsError
 
 SECRETS = ("DISCORD_TOKEN", "OPENAI_API_KEY", "GEMINI_API_KEY")
 SHOWN = ("CHROMADB_", "DATABASE_URL", "EMBEDDING_DIMENSION", "NESCORD_OPS_", "RAILWAY_VOLUME_")
+ENV_FILE_BYTES = 1_000_000
 SQLITE_PREFIX = "sqlite:///"
 START_HINT = (
     "set DATABASE_URL and CHROMADB_PERSIST_DIRECTORY, or name the bot's directory with --app-dir; "
@@ -182,6 +183,8 @@ def _env_file(given: str | Path | None, app: Path) -> Path | None:
         if given:
             raise SettingsError(f"{file} is not a file", "name an existing file with --env-file")
         return None
+    if file.stat().st_size > ENV_FILE_BYTES:
+        raise SettingsError(f"{file} is larger than 1 MB", "name the bot's file with --env-file")
     return file
 
 

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nescord_ops import backup, cli, configuration, deploy, manifests, restore, verify
+from nescord_ops import checkout as checkouts
 from nescord_ops.checks import Status
 from nescord_ops.errors import SettingsError, VolumeError
 from nescord_ops.rules import RULES
@@ -138,6 +139,8 @@ ALSO = [
     ("secrets.committed", ".env.example", f"\nOPENAI_API_KEY={SECRET}", 2),
     ("secrets.committed", ".railway/railway.ts", f'env: {{\n OPENAI_API_KEY: "{SECRET}" }}', 2),
     ("iac.two_volumes", ".railway/railway.ts", '{\nvolumeMounts: { "/app/data": a, "/b": b } }', 2),
+    ("iac.no_volume", ".railway/railway.ts", "export default 1\n// volumeMounts: { '/a': b }", 1),
+    ("iac.mount", ".railway/railway.ts", "\nvolumeMounts: { '/data': b },", 2),
     ("variables.database_off_volume", ".railway/railway.ts",
      'env: {\nDATABASE_URL: "sqlite:///app/data/x.db" }', 2),
 ]  # fmt: skip
@@ -233,7 +236,7 @@ def test_the_configuration_that_is_written_passes(works: Path) -> None:
     assert bad(found) == {}
     assert {c.name for c in found.checks if c.status is Status.UNKNOWN and not c.expected} == set()
     for group in ("config", "image", "variables", "iac", "text"):
-        assert "found nothing" in said(found, f"{group}.rules")
+        assert "nothing found" in said(found, f"{group}.rules")
     assert list(bad(lint(works, AFTER))) == ["config.sunset"], "then only the old file is too much"
 
 
@@ -299,6 +302,13 @@ def test_the_healthy_demo_is_healthy_and_a_wrong_url_is_found(demo: MakeDemo) ->
     assert "variables.database_off_volume" in bad(
         deploy.run(load(app_dir=demo("three-slash-url").app_dir))
     )
+
+
+def test_searchable_notes_need_the_key_of_their_embeddings(tmp_path: Path) -> None:
+    root = checkout(tmp_path, {".env": "PKM_ENABLED=true\n"})
+    assert ".env:1: no GEMINI_API_KEY" in said(lint(root), "variables.gemini")
+    checkout(tmp_path, {".env": "PKM_ENABLED=true\nGEMINI_API_KEY=API-no-key\n"})
+    assert "variables.gemini" not in bad(lint(root))
 
 
 def test_in_the_container_the_variables_of_the_environment_count(
@@ -379,11 +389,17 @@ def test_odd_files_are_not_looked_at_and_said_to_be_so(tmp_path: Path) -> None:
     (root / "Procfile").mkdir()
     (root / ".railway" / "railway.ts").write_text("x" * 20_000)
     found = lint(root)
-    unread = [c for c in found.checks if c.name == "files.unread"]
-    assert {c.summary.split()[0] for c in unread} == {
-        "railway.json", "Dockerfile", "railway.toml", ".env.example", "nixpacks.toml", "Procfile",
-        ".railway/railway.ts",
-    }  # fmt: skip
+    unread = {r.file: r.value for r in checkouts.read(root, None, {}).of("unread")}
+    assert unread == {
+        "railway.json": "leads out of the checkout",
+        "Dockerfile": "is not a regular file",
+        "railway.toml": "is larger than 1 MB",
+        ".env.example": "has NUL bytes in it",
+        "nixpacks.toml": "is not UTF-8 text",
+        "Procfile": "is not a regular file",
+        ".railway/railway.ts": "has a line of more than 10,000 bytes",
+    }
+    assert "railway.json (leads out" in said(found, "files.unread")
     assert found.status is Status.UNKNOWN
     assert not found.findings
 

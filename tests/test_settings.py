@@ -107,6 +107,9 @@ def test_a_missing_directory_and_a_missing_or_broken_env_file_are_errors(tmp_pat
         load(app_dir=tmp_path / "nowhere")
     with pytest.raises(SettingsError, match="not a file"):
         load(app_dir=tmp_path, env_file=tmp_path / "nowhere")
+    (tmp_path / ".env").write_bytes(b"#" * 1_000_001)
+    with pytest.raises(SettingsError, match="larger than 1 MB"):
+        load(app_dir=tmp_path)
     (tmp_path / ".env").write_bytes(b"DATABASE_URL=\xff\xfe")
     with pytest.raises(SettingsError, match="cannot be read"):
         load(app_dir=tmp_path)
@@ -122,6 +125,15 @@ def test_secrets_are_seen_and_never_kept(tmp_path: Path) -> None:
     }
     for text in (repr(found), json.dumps(found.to_dict()), found._repr_html_()):
         assert "hunter2" not in text
+
+
+def test_a_place_with_a_secret_in_it_is_refused_without_showing_it(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(
+        "DISCORD_TOKEN=hunter22\nDATABASE_URL=sqlite:///${DISCORD_TOKEN}"
+    )
+    with pytest.raises(SettingsError, match="DATABASE_URL has a key or token") as caught:
+        load(app_dir=tmp_path)
+    assert "hunter22" not in f"{caught.value} {caught.value.hint}"
 
 
 def test_every_path_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
