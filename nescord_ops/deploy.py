@@ -33,7 +33,7 @@ DRAINING = "RAILWAY_DEPLOYMENT_DRAINING_SECONDS"
 WRITE = "nescord-ops deploy --write DIR writes one that works"
 SCHEMA = Path(__file__).with_name("templates") / "railway.schema.json"
 NAMED, SHOWN = ("DATABASE_URL", "EMBEDDING_DIMENSION", *SECRETS), 5
-PREFIXES = ("CHROMADB_", "PKM_", "RAILWAY_")
+PREFIXES, TRUE = ("CHROMADB_", "PKM_", "RAILWAY_"), ("1", "true", "yes")
 # Groups of rules, and the kinds of rows that each of them judges.
 GROUPS = {
     "config": ("config", "railway.json or railway.toml"),
@@ -117,10 +117,8 @@ def run(
 
 def _hider(seen: Checkout) -> Callable[[str], str]:
     """Return what takes every secret out of a text: a second wall, as no message is made of one."""
-    rows = (
-        r for r in seen.of("variable") if r.name in SECRETS or r.name.endswith(("TOKEN", "KEY"))
-    )
-    secrets = sorted({r.value.strip("\"' ") for r in rows if r.value}, key=len, reverse=True)
+    rows = [r for r in seen.of("variable") if r.name.endswith(("TOKEN", "KEY")) and r.value]
+    secrets = sorted({row.value.strip("\"' ") for row in rows}, key=len, reverse=True)
     shown = re.compile("|".join(re.escape(s) for s in secrets if len(s) > 5) or "(?!)")
     return lambda text: shown.sub("***", text)
 
@@ -220,20 +218,18 @@ def _schema(document: Row, seen: Checkout) -> Iterator[Check]:
     from jsonschema import Draft202012Validator
 
     schema = json.loads(SCHEMA.read_text("utf-8"))
-    lines = {row.name: row.line for row in seen.of("config") if row.file == document.file}
+    lines = {row.context: row.line for row in seen.of("config") if row.file == document.file}
     strange, wrong = [], []
     for error in Draft202012Validator(schema).iter_errors(document.value):
         path = [str(part) for part in error.absolute_path]
         if error.validator == "additionalProperties":
-            extra = error.instance.keys() - error.schema["properties"].keys() - {"volumes"}
-            strange += [(*path, key) for key in sorted(extra)]
+            extra = error.instance.keys() - error.schema["properties"].keys()
+            strange += [".".join((*path, key)) for key in sorted(extra)]
         else:
-            wrong.append((*path, ""))
+            wrong.append(".".join(path))
 
-    def where(path: tuple[str, ...]) -> str:
-        name = ".".join(filter(None, path))[:60]
-        key = ".".join(filter(None, path[2:] if path[0] == "environments" else path))
-        return f"{document.file}:{lines.get(key, 1)} ({name or 'the whole file'})"
+    def where(path: str) -> str:
+        return f"{document.file}:{lines.get(path, 1)} ({path[:60] or 'the whole file'})"
 
     hint = "docs.railway.com/config-as-code/reference lists the keys"
     if strange:
@@ -242,16 +238,14 @@ def _schema(document: Row, seen: Checkout) -> Iterator[Check]:
     if wrong:
         text = f"{_listed(map(where, wrong))}: not of the type that Railway demands: it refuses to "
         yield fail("config.types", f"{text}deploy", hint, value=len(wrong), unit="keys", limit=0)
-    if not strange and not wrong and "volumes" not in lines:
+    if not strange and not wrong:
         yield ok("config.schema", f"{document.file} fits the schema")
 
 
 def _variables(site: Site) -> Iterator[Check]:
     """Variables that are missing; where all of them are elsewhere, nothing is said of them."""
     seen = site.checkout
-    private = [
-        r for r in seen.of("variable") if not r.context and r.name in (*NAMED, "PKM_ENABLED")
-    ]
+    private = [r for r in seen.of("variable", *NAMED, "PKM_ENABLED") if not r.context]
     elsewhere = "the variables are in Railway's dashboard, which cannot be seen from here"
     if private or seen.has(IAC) or site.here:
         missing = [name for name in MANDATORY if not seen.variable(name)]
@@ -263,20 +257,14 @@ def _variables(site: Site) -> Iterator[Check]:
             yield ok("variables.mandatory", f"{' and '.join(MANDATORY)} are set ({where})")
     else:
         yield unknown("variables.mandatory", elsewhere, expected=True)
-    wants = [
-        r for r in seen.variable("PKM_ENABLED") if str(r.value).lower() in ("1", "true", "yes")
-    ]
+    wants = [r for r in seen.variable("PKM_ENABLED") if str(r.value).lower() in TRUE]
     if wants and not seen.variable("GEMINI_API_KEY"):
-        text = (
-            f"{_listed(r.where for r in wants)}: no GEMINI_API_KEY, so no note becomes searchable"
-        )
+        text = f"{_listed(r.where for r in wants)}: no GEMINI_API_KEY, and no note is searchable"
         yield warn("variables.gemini", text, "set GEMINI_API_KEY, or PKM_ENABLED=false")
     listed = {row.name for row in seen.of("variable") if row.file == EXAMPLE}
     absent = [name for name in MANDATORY if name not in listed]
     if listed and absent:
-        text = (
-            f"{EXAMPLE} does not name {' and '.join(absent)}, without which the bot does not start"
-        )
+        text = f"{EXAMPLE} leaves out {' and '.join(absent)}: the bot does not start without"
         yield warn("variables.example", text, f"add {'= and '.join(absent)}= to it")
     yield from _draining(site, elsewhere)
 
@@ -287,14 +275,11 @@ def _draining(site: Site, elsewhere: str) -> Iterator[Check]:
     found = [*seen.variable(DRAINING), *seen.of("config", "deploy.drainingSeconds")]
     name = "variables.draining"
     if any(row.value is None or str(row.value).strip("0 ") for row in found):
-        yield ok(
-            name, f"the bot has time to close its databases ({_listed(r.where for r in found)})"
-        )
+        where = _listed(row.where for row in found)
+        yield ok(name, f"the bot has time to close its databases ({where})")
     elif site.here or seen.has(IAC, *CONFIGS):
-        text = (
-            f"{DRAINING} is not set: at a deploy the bot is killed at once, and a large -wal file "
-        )
-        text += "stays behind, which is normal and never to be deleted"
+        text = f"{DRAINING} is not set: a deploy kills the bot at once, and a large -wal file stays"
+        text += " behind, which is normal and never to be deleted"
         yield warn(name, text, f"set {DRAINING}=30")
     else:
         yield unknown(name, elsewhere, expected=True)
@@ -337,7 +322,7 @@ def _env_file(place: volume.Place) -> Check:
     """Mode and owner of `.env`: it is for the bot's user alone."""
     name, path = "security.env_file", place.path
     if place.kind != "file":
-        return unknown(name, f"no {path}", expected=True)
+        return unknown(name, f"{path} is {place.kind}", expected=True)
     text = f"{path} is mode {place.mode_text}, owner {place.uid}:{place.gid}"
     details: dict[str, Any] = {"value": place.mode_text, "limit": "600"}
     if place.mode & 0o077:
@@ -351,16 +336,15 @@ def _env_file(place: volume.Place) -> Check:
 def _user(site: Site) -> Check:
     """As whom this runs: Railway mounts the volume as root."""
     user = os.geteuid()
+    name = "security.user"
     if not site.here:
-        return unknown(
-            "security.user", "not on Railway: the bot's user is not known", expected=True
-        )
+        return unknown(name, "not on Railway: the bot's user is not known", expected=True)
     if user == 0:
-        return ok("security.user", "runs as root, to whom the volume belongs")
+        return ok(name, "runs as root, to whom the volume belongs")
     if os.access(site.mount, os.W_OK):
-        return ok("security.user", f"user {user} may write to {site.mount}")
+        return ok(name, f"user {user} may write to {site.mount}")
     hint = "set the variable RAILWAY_RUN_UID=0 and redeploy"
-    return fail("security.user", f"user {user} may not write to {site.mount}", hint)
+    return fail(name, f"user {user} may not write to {site.mount}", hint)
 
 
 def _journal(settings: Settings) -> Check:

@@ -40,8 +40,8 @@ _REFERENCE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?-([^}\n]{0,200}))?\})")
 class Row:
     """One thing that a file says. `kind` tells what `name` and `value` are:
 
-    config: a key's path and its value; document: a whole config; docker: an instruction and its
-    text (`context`: the stage's image); variable: a name and its value, None where only Railway
+    config: a key's path and its value (`context`: the path with its environment); document: a whole
+    config; docker: an instruction and its text (`context`: the stage's image); variable: a name and its value, None where only Railway
     knows it (`context`: what kind of committed file says so, empty for `.env` and the
     environment); mounts: the paths of one service; command: a start command; nixpacks: nothing;
     text: a line; file: the number of lines read; broken and unread: the reason.
@@ -189,7 +189,7 @@ def _config(file: str, document: Any, lines: Mapping[tuple[str, ...], int]) -> I
             here = (*path, str(key))
             line = next((lines[here[:n]] for n in range(len(here), 0, -1) if here[:n] in lines), 1)
             name = ".".join(here[2:] if here[0] == "environments" else here)
-            yield Row("config", file, line, name, item)
+            yield Row("config", file, line, name, item, ".".join(here))
             if name == "deploy.startCommand" and isinstance(item, str):
                 yield Row("command", file, line, "", item)
             if isinstance(item, dict | list):

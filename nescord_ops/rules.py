@@ -31,10 +31,11 @@ BEGINNINGS = {
 }
 INERT = ("CHROMADB_SETTINGS", "PKM_HYBRID_SEARCH_ALPHA", "PKM_MAX_RESULTS")
 _PLACEHOLDER = re.compile(
-    r"your[_-]|_here\b|change.?me|placeholder|example|dummy|xxx|\.\.\.|<|\*\*"
+    r"your[_-]|_here\b|change.?me|placeholder|example|dummy|x{5}|\.\.\.|<|\*\*"
 )
 _HIDING = re.compile(r"\b(?:chmod|chown|chgrp)\b")
-_DEBIAN_LIKE_NOT = re.compile(r"alpine|fedora|centos|rocky|alma|ubi\d")
+_NOBODY = re.compile(r"\bchown\b.*\bnobody:nobody\b")
+_HAS_NOBODY = re.compile(r"alpine|fedora|centos|rocky|alma|ubi\d")
 _GUIDE = re.compile(
     r'sqlite:///app/|sqlite:///[^\s"]*\?|^\s*VOLUME\b|chown nobody:nobody|"volumes"\s*:'
     r"|CHROMADB_SETTINGS|CHROMADB_PERSIST_DIRECTORY\s*=\s*/app/chromadb_data"
@@ -155,9 +156,7 @@ def _not_root(row: Row, site: Site) -> bool:
 
 
 def _nobody(row: Row, _: Site) -> bool:
-    return bool(re.search(r"\bchown\b.*\bnobody:nobody\b", row.value)) and not (
-        _DEBIAN_LIKE_NOT.search(row.context)
-    )
+    return bool(_NOBODY.search(row.value)) and not _HAS_NOBODY.search(row.context)
 
 
 def _few_restarts(row: Row, _: Site) -> bool | str:

@@ -107,7 +107,7 @@ WRONG = [
     ("variables.inert", ".env.example:4", "reads no such variable"),
     ("variables.mandatory", "OPENAI_API_KEY", "does not start"),
     ("variables.example", ".env.example", "OPENAI_API_KEY"),
-    ("variables.draining", "DRAINING_SECONDS", "killed at once"),
+    ("variables.draining", "DRAINING_SECONDS", "kills the bot at once"),
     ("text.free_backups", "docs/volumes.md:2", "off until switched on"),
     ("text.price", "docs/volumes.md:2", "$0.15"),
     ("text.connect", "docs/volumes.md:4", "no shell"),
@@ -362,7 +362,11 @@ def test_unknown_keys_and_wrong_types_are_named_by_their_path(tmp_path: Path) ->
 }"""
     found = lint(checkout(tmp_path, {"railway.json": text}))
     keys = said(found, "config.unknown_keys")
-    for where in ("railway.json:2 (deploys)", "railway.json:4 (deploy.restart)", "railway.json:5"):
+    for where in (
+        "railway.json:2 (deploys)",
+        "railway.json:4 (deploy.restart)",
+        "railway.json:5 (environments.pr.deploy.volume)",
+    ):
         assert where in keys
     assert "railway.json:3 (deploy.drainingSeconds)" in said(found, "config.types")
 
