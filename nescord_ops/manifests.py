@@ -41,10 +41,11 @@ class Row:
     """One thing that a file says. `kind` tells what `name` and `value` are:
 
     config: a key's path and its value (`context`: the path with its environment); document: a whole
-    config; docker: an instruction and its text (`context`: the stage's image); variable: a name and its value, None where only Railway
-    knows it (`context`: what kind of committed file says so, empty for `.env` and the
-    environment); mounts: the paths of one service; command: a start command; nixpacks: nothing;
-    text: a line; file: the number of lines read; broken and unread: the reason.
+    config; docker: an instruction and its text (`context`: the stage's image); variable: a name and
+    its value, None where only Railway knows it (`context`: what kind of committed file says so,
+    empty for `.env` and the environment); mounts: the paths of one service; command: a start
+    command; nixpacks: nothing; text: a line; file: the number of lines read; broken and unread:
+    the reason.
     """
 
     kind: str
