@@ -90,8 +90,8 @@ def _rows(root: Path, name: str, parser: Parser) -> list[Row]:
         rows.extend(parser(name, text))  # what was read before the damage stays
     except BrokenError as error:
         rows.append(Row("broken", name, error.line, "", str(error)))
-    except RecursionError:
-        rows.append(Row("broken", name, 1, "", "nested too deeply"))
+    except (RecursionError, ValueError):  # Python's own limits: its stack, and digits of a number
+        rows.append(Row("broken", name, 1, "", "nested too deeply, or a number too long"))
     return rows
 
 

@@ -79,6 +79,7 @@ def _line_finder(text: str, first: int = 1) -> Callable[[int], int]:
 
 
 def text_lines(file: str, text: str) -> Iterator[Row]:
+    """Rows of a document or script: its lines."""
     for line, content in enumerate(text.split("\n"), 1):
         yield Row("text", file, line, "", content)
 
