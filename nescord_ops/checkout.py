@@ -11,7 +11,7 @@ import itertools
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from nescord_ops import show, volume
@@ -26,7 +26,7 @@ from nescord_ops.manifests import (
     variables,
 )
 
-LIMIT_BYTES, LIMIT_TEXTS, LIMIT_ENTRIES = 1_000_000, 200, 5000
+LIMIT_BYTES, LIMIT_LINES, LIMIT_ENTRIES = 1_000_000, 100_000, 5000
 ENVIRONMENT = "the environment"
 TEXT_FOLDERS = ("docs", "scripts", "bin", ".github/workflows")
 TEXT_SUFFIXES = (".md", ".sh", ".yml", ".yaml", ".ps1")
@@ -60,7 +60,8 @@ class _UnreadableError(Exception):
 def read(root: Path, env_file: Path | None, environment: Mapping[str, str]) -> Checkout:
     """Given a checkout, the `.env` in use and the environment, return their rows.
 
-    Reads at most 1 MB of a file, and 200 documents and scripts. Never raises for what it reads.
+    Reads at most 1 MB of a file, and documents and scripts until they have 100,000 lines. Never
+    raises for what it reads.
     """
     rows = [Row("variable", ENVIRONMENT, 0, k, v) for k, v in environment.items()]
     for name, parser in PARSERS.items():
@@ -69,11 +70,17 @@ def read(root: Path, env_file: Path | None, environment: Mapping[str, str]) -> C
     rows += _rows(root, given[0] if given else "Dockerfile", dockerfile)
     if env_file and env_file != root / ".env":
         rows += _rows(env_file.parent, env_file.name, variables)
-    texts = _texts(root)
-    for path in itertools.islice(texts, LIMIT_TEXTS):
-        rows += _rows(root, str(path.relative_to(root)), text_lines)
-    if next(texts, None):
-        rows.append(Row("unread", f"documents after {LIMIT_TEXTS}", 0, "text", "are too many"))
+    limit = len(rows) + LIMIT_LINES
+    texts, complete = _texts(root)
+    if not complete:
+        reason = f"more than {LIMIT_ENTRIES:,} entries"
+        rows.append(Row("unread", "documents and scripts", 0, "text", reason))
+    for path in texts:
+        name = str(path.relative_to(root))
+        if len(rows) > limit:
+            rows.append(Row("unread", name, 0, "text", f"after {LIMIT_LINES:,} lines of others"))
+        else:
+            rows += _rows(root, name, text_lines)
     return Checkout(root, tuple(rows))
 
 
@@ -150,11 +157,11 @@ def _contents(root: Path, name: str) -> str | None:
         raise _UnreadableError("is not UTF-8 text") from error
 
 
-def _texts(root: Path) -> Iterator[Path]:
-    """Documents and scripts: those at the top, and those below the usual folders."""
-    top = (entry for entry in sorted(root.iterdir()) if not entry.is_dir())
-    below = (volume.walk(root / folder) for folder in TEXT_FOLDERS if (root / folder).is_dir())
-    found = itertools.chain(top, (path for path, _ in itertools.chain.from_iterable(below)))
-    for path in itertools.islice(found, LIMIT_ENTRIES):
-        if path.suffix in TEXT_SUFFIXES or path.name == "Makefile":
-            yield path
+def _texts(root: Path) -> tuple[list[Path], bool]:
+    """Documents and scripts at the top and below the usual folders, and whether these are all."""
+    folders = (root / name for name in TEXT_FOLDERS)
+    below = itertools.chain.from_iterable(volume.walk(f) for f in folders if f.is_dir())
+    top = sorted(entry for entry in root.iterdir() if not entry.is_dir())
+    found = (*top, *sorted(path for path, _ in itertools.islice(below, LIMIT_ENTRIES)))
+    texts = [p for p in found if p.suffix in TEXT_SUFFIXES or p.name == "Makefile"]
+    return texts, next(below, None) is None

@@ -220,10 +220,9 @@ def deploy(
         files = [printable(str(path)) for path in configuration.write(write)]
         if call.json:
             write_json({"files": files})
-        else:
-            typer.echo(
-                "\n".join((*files, "Next: read STEPS.md; where notes exist, back up first."))
-            )
+            return
+        typer.echo("\n".join(files))
+        typer.echo("Next: read STEPS.md. Where there are notes, back up first.")
         return
     from nescord_ops import deploy as capability
 

@@ -79,9 +79,10 @@ def _line_finder(text: str, first: int = 1) -> Callable[[int], int]:
 
 
 def text_lines(file: str, text: str) -> Iterator[Row]:
-    """Rows of a document or script: its lines."""
+    """Rows of a document or script: its lines, but for empty ones."""
     for line, content in enumerate(text.split("\n"), 1):
-        yield Row("text", file, line, "", content)
+        if content.strip():
+            yield Row("text", file, line, "", content)
 
 
 def variables(file: str, text: str) -> Iterator[Row]:

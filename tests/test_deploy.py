@@ -428,6 +428,13 @@ def test_odd_files_are_not_looked_at_and_said_to_be_so(tmp_path: Path) -> None:
     assert not found.findings
 
 
+def test_documents_are_read_to_a_bound_which_is_said(tmp_path: Path) -> None:
+    many = {"docs/a.md": "a\n" * 100_001, "docs/b.md": "railway volume backup x\n"}
+    found = lint(checkout(tmp_path, many))
+    assert "after 100,000 lines of others" in said(found, "files.text")
+    assert found.findings == ()
+
+
 def test_a_named_dockerfile_is_read_inside_the_checkout_only(tmp_path: Path) -> None:
     config = '{"build": {"dockerfilePath": "%s"}}'
     root = checkout(
