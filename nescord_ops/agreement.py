@@ -17,6 +17,17 @@ EMBEDDING_MODEL = "models/text-embedding-004"
 PROBE_RESIDUE = "persistence_test_doc"
 SETTLING_MINUTES = 10  # a note younger than this may still be on its way to Chroma
 _OLD = "julianday(?) - coalesce(julianday({column}), 0) > ? / 1440.0"
+_IS_NOTE = "substr(e.embedding_id, 1, 5) = 'note_'"
+# Records (e) and rows of sync_metadata (m) that break I2 and I3.
+LEAKED = (
+    f"{_IS_NOTE} AND NOT EXISTS"
+    " (SELECT 1 FROM bot.knowledge_notes n WHERE n.id = substr(e.embedding_id, 6))"
+)
+RESIDUE = f"e.embedding_id = '{PROBE_RESIDUE}'"
+ORPHAN_SYNC = (
+    "NOT EXISTS (SELECT 1 FROM bot.knowledge_notes n WHERE n.id = m.note_id)"
+    " OR m.chromadb_doc_id <> 'note_' || m.note_id"
+)
 
 
 def lost(stores: Stores) -> Iterator[Check]:
@@ -59,34 +70,28 @@ def deleted(stores: Stores) -> Iterator[Check]:
     mine = stores.collection
     if not mine:
         return
-    is_note = "substr(e.embedding_id, 1, 5) = 'note_'"
-    is_residue = f"e.embedding_id = '{PROBE_RESIDUE}'"
     kinds = (
         (
             "stores.deleted",
-            is_note,
+            LEAKED,
             "deleted notes are found by search",
-            "a known bug of the bot: delete these ids from the collection, with the bot stopped",
+            "a known bug of the bot; with the bot stopped: nescord-ops clean deletions",
         ),
         (
             "stores.residue",
-            is_residue,
+            RESIDUE,
             "test documents of the bot's own persistence check were left behind",
-            "harmless: delete this id from the collection, with the bot stopped",
+            "harmless; with the bot stopped: nescord-ops clean residue",
         ),
         (
             "stores.foreign",
-            f"NOT {is_note} AND NOT {is_residue}",
+            f"NOT {_IS_NOTE} AND NOT {RESIDUE}",
             "records in Chroma are not the bot's",
             "find out which other program writes to this Chroma directory",
         ),
     )
     for name, kind, what, hint in kinds:
-        query = (
-            "FROM vec.embeddings e WHERE e.segment_id = ? AND NOT EXISTS (SELECT 1"
-            " FROM bot.knowledge_notes n WHERE n.id = substr(e.embedding_id, 6)"
-            f" AND {is_note}) AND {kind}"
-        )
+        query = f"FROM vec.embeddings e WHERE e.segment_id = ? AND {kind}"
         count = stores.count(f"SELECT count(*) {query}", mine.metadata_segment)
         example = stores.example(f"SELECT e.embedding_id {query}", mine.metadata_segment)
         good, bad = f"no {what}", f"{what}, such as {example}"
@@ -101,15 +106,11 @@ def sync(stores: Stores) -> Iterator[Check]:
         return
     yield none_of(
         "stores.sync",
-        stores.count(
-            "SELECT count(*) FROM bot.sync_metadata m WHERE NOT EXISTS"
-            " (SELECT 1 FROM bot.knowledge_notes n WHERE n.id = m.note_id)"
-            " OR m.chromadb_doc_id <> 'note_' || m.note_id"
-        ),
+        stores.count(f"SELECT count(*) FROM bot.sync_metadata m WHERE {ORPHAN_SYNC}"),
         "rows",
         good="every row of sync_metadata belongs to its note",
         bad="rows of sync_metadata belong to no note, or to another one",
-        hint="harmless: delete them, with the bot stopped",
+        hint="harmless; with the bot stopped: nescord-ops clean sync",
     )
     hanging = stores.count(
         "SELECT count(*) FROM bot.sync_metadata m WHERE m.sync_status = 'syncing' AND "
@@ -135,9 +136,37 @@ def sync(stores: Stores) -> Iterator[Check]:
 
 def stale(stores: Stores) -> Iterator[Check]:
     """I4 and I5: Chroma's document is the note's text, and the bot's hash covers that text."""
-    mine = stores.collection
-    if not mine:
+    if not stores.collection:
         return
+    old_text = wrong_hash = compared = 0
+    example = ""
+    for note, is_old, is_wrong in compare(stores):
+        compared += 1
+        old_text += is_old
+        wrong_hash += is_wrong
+        example = example or (note if is_old else "")
+    yield none_of(
+        "stores.stale",
+        old_text,
+        "notes",
+        good=f"all {compared:,} notes in Chroma have their current text",
+        bad=f"of {compared:,} notes were edited and Chroma kept the old text, such as {example}",
+        hint="a known bug of the bot (it adds, never updates); with the bot stopped: nescord-ops "
+        "clean stale, and it adds them anew",
+    )
+    yield none_of(
+        "stores.hashes",
+        wrong_hash,
+        "notes",
+        good="every embedding_hash is that of its note's text",
+        bad="synced notes have an embedding_hash of another text",
+        hint="the bot syncs them again by itself; if the number stays, its model has changed",
+    )
+
+
+def compare(stores: Stores) -> Iterator[tuple[str, bool, bool]]:
+    """Yield each note in Chroma: its id, if Chroma has an old text, if the bot has a wrong hash."""
+    assert stores.collection
     sync_columns, sync_join = "NULL, NULL", ""
     if stores.has_sync:
         sync_columns = "m.sync_status, m.embedding_hash"
@@ -148,36 +177,13 @@ def stale(stores: Stores) -> Iterator[Check]:
         " FROM vec.embeddings e JOIN bot.knowledge_notes n ON n.id = substr(e.embedding_id, 6)"
         " LEFT JOIN vec.embedding_metadata d ON d.id = e.id AND d.key = 'chroma:document'"
         f" LEFT JOIN vec.embedding_metadata u ON u.id = e.id AND u.key = 'updated_at' {sync_join}"
-        " WHERE e.segment_id = ? AND substr(e.embedding_id, 1, 5) = 'note_'",
-        (mine.metadata_segment,),
+        f" WHERE e.segment_id = ? AND {_IS_NOTE}",
+        (stores.collection.metadata_segment,),
     )
-    old_text = wrong_hash = compared = 0
-    example = ""
     for note, title, content, tags, status, embedding_hash, document, moved in rows:
         text = expected_text(title, content, tags)
-        compared += 1
-        if document != text or moved:
-            old_text += 1
-            example = example or str(note)
-        if status == "synced" and embedding_hash != expected_hash(text):
-            wrong_hash += 1
-    yield none_of(
-        "stores.stale",
-        old_text,
-        "notes",
-        good=f"all {compared:,} notes in Chroma have their current text",
-        bad=f"of {compared:,} notes were edited and Chroma kept the old text, such as {example}",
-        hint="a known bug of the bot (it adds, never updates): delete these ids from the "
-        "collection, with the bot stopped, and it adds them anew",
-    )
-    yield none_of(
-        "stores.hashes",
-        wrong_hash,
-        "notes",
-        good="every embedding_hash is that of its note's text",
-        bad="synced notes have an embedding_hash of another text",
-        hint="the bot syncs them again by itself; if the number stays, its model has changed",
-    )
+        is_old = document != text or bool(moved)
+        yield str(note), is_old, status == "synced" and embedding_hash != expected_hash(text)
 
 
 def expected_text(title: object, content: object, tags: object) -> str:

@@ -328,10 +328,9 @@ def _reclaimable(components: tuple[Component, ...], seen: Scan) -> Iterator[Recl
     """What does not have to be on the volume; only what takes bytes is named."""
     takes = {c.name: c for c in components if c.on_volume}
     ways = {
-        "database_free": "back up, stop the bot, VACUUM the file; it needs as much room again",
-        "chroma_free": "back up, stop the bot, `chroma vacuum --path DIR`, and compare the sizes:"
-        " it exits with 0 even when it fails",
-        "chroma_orphans": "back up, stop the bot, remove the directories that verify names",
+        "database_free": "with the bot stopped: nescord-ops clean pages",
+        "chroma_free": "with the bot stopped: nescord-ops clean pages",
+        "chroma_orphans": "with the bot stopped: nescord-ops clean segments",
     }
     for name, how in ways.items():
         if name in takes:
@@ -342,7 +341,8 @@ def _reclaimable(components: tuple[Component, ...], seen: Scan) -> Iterator[Recl
     old = sum(b.allocated_bytes for b in seen.backups if b is not kept)
     if old and "bot_backups" in takes:
         size = takes["bot_backups"].allocated_bytes
-        text = "once a newer backup is proven, move the older ones off the volume or delete them"
+        text = "nescord-ops backup adopt takes one into the store, and nescord-ops clean backups "
+        text += "removes those that were adopted; or move them off the volume"
         yield Reclaimable(takes["bot_backups"].label, size, min(old, size), text)
     if "database_wal" in takes:
         text = "normal: the bot folds it in when it runs. It holds notes: never delete it by hand"

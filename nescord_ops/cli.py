@@ -234,6 +234,28 @@ def deploy(
 
 
 @app.command()
+def clean(
+    context: typer.Context,
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="WHAT", help="Default: all but what must be named."),
+    ] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Do it, with the bot stopped.")] = False,
+    discard: Annotated[
+        bool, typer.Option("--discard", help="Remove what was replaced, once all is verified.")
+    ] = False,
+) -> None:
+    """Give space back and repair what verify finds; says what it would do, or does it."""
+    from nescord_ops import clean as capability
+
+    with resolved(context.obj) as settings, progress() as say:
+        cleaning = capability.run(
+            *(settings, what or ()), apply=apply, discard=discard, progress=say
+        )
+    finish(context.obj, cleaning)
+
+
+@app.command()
 def report(
     context: typer.Context,
     names: Annotated[

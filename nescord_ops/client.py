@@ -4,13 +4,16 @@ This module is the child as well (`python -m nescord_ops.client`): it reads a JS
 requests on stdin and answers each with one line of JSON on stdout. No other process of ours
 imports chromadb. A client changes the files that it opens and loads a whole index into memory
 (chromadb 1.5.9: 94 MB, and 150 MB more for 40,000 vectors of 768 dimensions), so it never sees a
-live store, and an index that would not fit is left closed, which the check says.
+live store, and an index that would not fit is left closed, which the check says. What a clean-up
+deletes is deleted from a copy as well, which is then swapped in.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -32,6 +35,8 @@ SAMPLE = 20
 NEAREST = 100  # how many results a record is looked for in
 RECALL_FLOOR = 0.25  # HNSW is approximate, worst in tight clusters; a lost index finds nothing
 TIMEOUT_SECONDS = 180.0
+BATCH = 500  # records fetched or deleted at once
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 PROBE_COLLECTION = "nescord_ops_probe"
 PROBE_ID = "nescord_ops_probe_document"
 PROBE_TEXT = "永続性の確認 · a document that must be found again"
@@ -202,9 +207,11 @@ def _serve(requests: list[dict[str, Any]]) -> None:
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import chromadb  # noqa: F401 - for the forks
 
+    _die_with_parent()
     for request in requests:
         process = os.fork()
         if not process:
+            _die_with_parent()
             try:
                 print(json.dumps(_answer(request)), flush=True)  # noqa: T201 - the answer
             except BaseException:
@@ -218,6 +225,12 @@ def _serve(requests: list[dict[str, Any]]) -> None:
             sys.exit(1)
 
 
+def _die_with_parent() -> None:
+    """Have the kernel end this process when the one that started it is killed (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     """Answer one request with a client of its own."""
     import chromadb
@@ -226,6 +239,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     client = chromadb.PersistentClient(
         request["directory"], settings=Settings(anonymized_telemetry=False)
     )
+    if request["action"] == "delete":
+        return _delete(client, request)
     name = request["collection"]
     vector = [
         (1.0 if i % 2 else -1.0) / request["dimension"] ** 0.5 for i in range(request["dimension"])
@@ -265,6 +280,37 @@ def _search(collection: Any, ids: list[str]) -> dict[str, int]:
         same = near["distances"][0] and near["distances"][0][0] < 1e-4
         nearest += bool(id_ in near["ids"][0] or same)
     return {"fetched": fetched, "nearest": nearest}
+
+
+def _delete(client: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Delete ids from a collection; return the count and a digest of all other records.
+
+    They are read before: each gives a SHA-256 of its id, document, metadata and vector, and the
+    digest is their sum, which no order changes. Memory does not grow with the records.
+    """
+    doomed = set(request["ids"])
+    total = records = 0
+    for listed in client.list_collections():
+        collection = client.get_collection(listed.name, embedding_function=None)
+        leaving = doomed if listed.name == request["collection"] else set()
+        for start in range(0, collection.count(), BATCH):
+            page = collection.get(
+                limit=BATCH, offset=start, include=["documents", "metadatas", "embeddings"]
+            )
+            facts = (page[name] for name in ("ids", "documents", "metadatas", "embeddings"))
+            for id_, document, metadata, vector in zip(*facts, strict=True):
+                if id_ not in leaving:
+                    text = json.dumps([listed.name, id_, document, metadata], sort_keys=True)
+                    found = hashlib.sha256(text.encode(errors="surrogatepass"))
+                    found.update(vector.tobytes())
+                    total += int.from_bytes(found.digest(), "big")
+                    records += 1
+    ids = sorted(doomed)
+    for start in range(0, len(ids), BATCH):
+        client.get_collection(request["collection"], embedding_function=None).delete(
+            ids=ids[start : start + BATCH]
+        )
+    return {"records": records, "digest": f"{total % 2**256:064x}"}
 
 
 if __name__ == "__main__":

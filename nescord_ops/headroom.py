@@ -198,7 +198,7 @@ def _orphans(capacity: Capacity) -> Check:
         "directories",
         good="every index directory is in use",
         bad=f"index directories belong to no collection: {size}, dead and billed",
-        hint="back up, stop the bot, remove the directories that nescord-ops verify names",
+        hint="with the bot stopped: nescord-ops clean segments",
     )
 
 

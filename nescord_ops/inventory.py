@@ -57,6 +57,11 @@ class Backup:
         return self.kind != BOT and not self.fault
 
     @property
+    def whole(self) -> bool:
+        """Whether it is ours, and nothing is known against what it holds, be it one store."""
+        return self.kind != BOT and self.fault in ("", _missing(self.stores))
+
+    @property
     def proven_at(self) -> datetime | None:
         """When a drill last restored it; None if never, or if a later one failed."""
         return _moment(self.evidence.get("proven_at"))

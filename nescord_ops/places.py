@@ -65,7 +65,21 @@ def locations(settings: Settings) -> Iterator[Check]:
 
 
 def strays(settings: Settings) -> Check:
-    """Databases beside the one in use, which a wrong URL has made (I13)."""
+    """Whether there are databases beside the one in use (I13)."""
+    found = stray_databases(settings)
+    return none_of(
+        "location.strays",
+        len(found),
+        "files",
+        good="no second database lies about",
+        bad=f"other databases lie beside the one in use: {', '.join(map(str, found))}",
+        hint="an earlier DATABASE_URL wrote there: look which one holds your notes; "
+        "nescord-ops clean strays moves the others aside",
+    )
+
+
+def stray_databases(settings: Settings) -> list[Path]:
+    """Return the databases beside the one in use, which a wrong URL has made."""
     used = settings.database
     wanted = settings.database_meant or used
     inside = settings.app_dir.joinpath(*settings.app_dir.parts[1:])
@@ -78,18 +92,14 @@ def strays(settings: Settings) -> Check:
     for directory in {used.parent, wanted.parent}:
         if directory.is_dir() and os.access(directory, os.R_OK | os.X_OK):
             candidates += sorted(directory.glob(f"{wanted.name.split('?')[0]}[?]*"))
-    found = {
-        path
-        for path in candidates
-        if path != used and path.is_file() and not path.name.endswith(("-wal", "-shm", "-journal"))
-    }
-    return none_of(
-        "location.strays",
-        len(found),
-        "files",
-        good="no second database lies about",
-        bad=f"other databases lie beside the one in use: {', '.join(map(str, sorted(found)))}",
-        hint="an earlier DATABASE_URL wrote there: look which one holds your notes",
+    return sorted(
+        {
+            path
+            for path in candidates
+            if path != used
+            and path.is_file()
+            and not path.name.endswith(("-wal", "-shm", "-journal"))
+        }
     )
 
 

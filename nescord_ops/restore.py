@@ -190,26 +190,27 @@ def _ready(
 ) -> Iterator[Check]:
     """Raise VolumeError if the places will not do, there is no room, or they are in use."""
     for each in swaps:
-        _refuse_place(settings, each)
+        refuse_place(settings, each)
     needed = inventory.room_bytes(backup)
     needed += needed // 20 + _MARGIN_BYTES
-    _refuse_full(swaps[0].live.parent, needed)
+    refuse_full(swaps[0].live.parent, needed)
     if to is None:
         yield places.url(settings)
         yield swap.unheld(swaps)
 
 
-def _refuse_full(directory: Path, needed: int) -> None:
+def refuse_full(directory: Path, needed: int) -> None:
+    """Raise VolumeError unless the file system of a directory has `needed` bytes free."""
     free = volume.space(directory).free_bytes
     if free < needed:
         raise VolumeError(
             f"{directory} has {show.size(free)} free, and the copy takes {show.size(needed)} "
             f"beside what is there; {UNTOUCHED}",
-            "free some space (earlier restores keep theirs in replaced_…), or use --to elsewhere",
+            "free some space (what was replaced is in replaced_…), or restore with --to elsewhere",
         )
 
 
-def _refuse_place(settings: Settings, each: swap.Swap) -> None:
+def refuse_place(settings: Settings, each: swap.Swap) -> None:
     """Raise VolumeError if a store's place is not where a copy can be put by rename."""
     path, seen, mount = each.live, volume.place(each.live), volume.mount_of(each.live)
     expected = "file" if each.name == "database" else "directory"
@@ -247,7 +248,7 @@ def _perform(
         if to is None:
             _refuse_unproven(settings, backup, checks)
             swap.unheld(swaps)
-            swap.declare(settings, swaps, backup.id)
+            swap.declare(settings, swaps, f"restore of {backup.id}")
     except BaseException as error:
         swap.clear(swaps)
         if made:
@@ -286,7 +287,7 @@ def _carry(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        _refuse_full(target.parent, source.stat().st_size + _MARGIN_BYTES)
+        refuse_full(target.parent, source.stat().st_size + _MARGIN_BYTES)
         copy_file(source, target)
         if _digest(source) != _digest(target):
             text = f"{target} is not what was written to it; {UNTOUCHED}"

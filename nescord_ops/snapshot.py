@@ -150,7 +150,7 @@ def copy_stores(settings: Settings, root: Path, progress: Progress | None = None
                 lock=attempt > UNLOCKED_ATTEMPTS,
                 hold=attempt == ATTEMPTS,
             )
-        except _Moved as moved:
+        except Moved as moved:
             if isinstance(moved, _NoConnection):
                 as_bytes.add(moved.path)
             for entry in root.iterdir():
@@ -178,7 +178,7 @@ def copy_stores(settings: Settings, root: Path, progress: Progress | None = None
     )
 
 
-class _Moved(Exception):  # noqa: N818 - not an error: the signal to try again
+class Moved(Exception):  # noqa: N818 - not an error: the signal to try again
     """A source changed while it was copied."""
 
 
@@ -210,7 +210,7 @@ def _attempt(
             if hold:
                 before = _quiet(settings, plain, QUIET_LIMIT_SECONDS)
         if _stats(settings, plain) != before:
-            raise _Moved
+            raise Moved
         # from here on the stats say whether anybody wrote
         if not hold:
             chroma_lock.close()
@@ -220,7 +220,7 @@ def _attempt(
             for _ in pool.map(copy_file, before, copies):
                 pass
         if _stats(settings, plain) != before:
-            raise _Moved
+            raise Moved
         if hold:
             chroma_lock.close()
             lock_seconds = time.monotonic() - locked
@@ -252,7 +252,7 @@ def _pin(
 ) -> sqlite3.Connection | None:
     """Begin a read of a live database and return the connection that holds its state.
 
-    None if it is copied as bytes, or cannot be read (then `problems` says why). Raise _Moved if
+    None if it is copied as bytes, or cannot be read (then `problems` says why). Raise Moved if
     it is locked just now, and _NoConnection if only its bytes can be read.
     """
     try:
@@ -271,7 +271,7 @@ def _pin(
     except sqlite3.DatabaseError as error:
         code = error.sqlite_errorcode & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise _Moved from error
+            raise Moved from error
         if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
             raise _NoConnection(path) from error
         problems[name] = f"{path}: {error}"
@@ -279,7 +279,7 @@ def _pin(
     return connection
 
 
-class _NoConnection(_Moved):
+class _NoConnection(Moved):
     """A read-only connection cannot be had: a crash left a journal, or we may not write `-shm`."""
 
     def __init__(self, path: Path) -> None:
@@ -332,7 +332,7 @@ def _stats(settings: Settings, plain: Iterable[Path]) -> Stats:
 def _quiet(settings: Settings, plain: Iterable[Path], limit_seconds: float) -> Stats:
     """Return the stats once no file was touched for QUIET_SECONDS, so that a change will show.
 
-    Raise _Moved after the limit.
+    Raise Moved after the limit.
     """
     for _ in range(max(1, int(limit_seconds / QUIET_SECONDS))):
         stats = _stats(settings, plain)
@@ -341,16 +341,16 @@ def _quiet(settings: Settings, plain: Iterable[Path], limit_seconds: float) -> S
         if abs(time.time() - newest / 1e9) >= QUIET_SECONDS:
             return stats
         time.sleep(QUIET_SECONDS)
-    raise _Moved
+    raise Moved
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy one regular file with its holes; links are not followed. Raise _Moved if it is gone."""
+    """Copy one regular file with its holes; links are not followed. Raise Moved if it is gone."""
     target.parent.mkdir(mode=0o700, exist_ok=True)
     try:
         handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError as error:
-        raise _Moved from error
+        raise Moved from error
     with open(handle, "rb", buffering=0), target.open("xb", buffering=0) as writer:
         length = os.fstat(handle).st_size
         writer.truncate(length)
@@ -367,5 +367,5 @@ def copy_file(source: Path, target: Path) -> None:
                 writer.seek(at)
                 count = os.sendfile(writer.fileno(), handle, at, min(end - at, _COPY_BYTES))
                 if not count:
-                    raise _Moved
+                    raise Moved
                 at += count

@@ -238,7 +238,7 @@ def orphans(stores: Stores) -> Iterator[Check]:
         good="every index directory belongs to a collection",
         bad="index directories belong to no collection and take "
         f"{show.size(size)}: {', '.join(d.name for d in found[:3])}",
-        hint="dead weight: remove them with the bot stopped, after a backup",
+        hint="dead weight; with the bot stopped: nescord-ops clean segments",
     )
 
 

@@ -91,7 +91,7 @@ def _swaps(places: Mapping[str, Path], stamp: str) -> list[Swap]:
 
 @contextlib.contextmanager
 def alone(settings: Settings, *, dry_run: bool = False) -> Iterator[None]:
-    """Keep other restores out, by a lock on the directories of the stores, made if need be."""
+    """Keep other restores and clean-ups out, by a lock on the directories of the stores."""
     with contextlib.ExitStack() as locks:
         for parent in sorted({path.parent for path in live(settings).values()}):
             try:
@@ -102,7 +102,7 @@ def alone(settings: Settings, *, dry_run: bool = False) -> Iterator[None]:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise VolumeError(
-                    f"another restore is at work in {parent}", "wait for its end"
+                    f"another restore or clean-up is at work in {parent}", "wait for its end"
                 ) from error
             except OSError as error:
                 hint = "see that the volume is mounted and takes writes"
@@ -124,12 +124,16 @@ def unheld(swaps: Sequence[Swap]) -> Check:
     return warn("restore.holders", f"nobody was seen with the live data open, but {text}", hint)
 
 
-def declare(settings: Settings, swaps: Sequence[Swap], backup_id: str) -> None:
-    """Write the note of intent, whole or not at all. Raise OSError, with none left, if it fails."""
+def declare(settings: Settings, swaps: Sequence[Swap], purpose: str) -> None:
+    """Write the note of intent, whole or not at all. Raise OSError, with none left, if it fails.
+
+    `purpose` says what the swap is, as `restore of ID`. The last swap shares the file system of
+    the database.
+    """
     staging = swaps[-1].staged.parent
     draft, note = staging / "intent", settings.database.parent / INTENT
     document = {
-        "backup": backup_id,
+        "purpose": purpose,
         "stamp": staging.name.removeprefix(HIDDEN),
         "places": {swap.name: str(swap.live) for swap in swaps},
     }
@@ -155,7 +159,7 @@ def finish(swaps: Sequence[Swap], note: Path | None) -> None:
         lost = [str(swap.live) for swap in swaps if not os.path.lexists(swap.live)]
         if lost:
             text = f"{lost[0]} is gone, and so is the copy that was to replace it"
-            raise VolumeError(text, f"remove {note}, and restore again")
+            raise VolumeError(text, f"remove {note}, and restore a backup")
         _close(swaps, note)
     except OSError as error:
         text = f"{error.filename}: {error.strerror}"
@@ -219,16 +223,16 @@ def recover(settings: Settings, *, dry_run: bool = False) -> str:
     """
     places, note, text = live(settings), settings.database.parent / INTENT, ""
     if os.path.lexists(note):
-        swaps, backup_id = _noted(note, places)
+        swaps, purpose = _noted(note, places)
         kept = " and ".join(dict.fromkeys(str(swap.kept) for swap in swaps))
         done = "would be" if dry_run else "was"
-        text = f"an interrupted restore of {backup_id} {done} completed; replaced data: {kept}"
+        text = f"an interrupted {purpose} {done} completed; replaced data: {kept}"
         if not dry_run:
             unheld(swaps)
             finish(swaps, note)
     for parent in {path.parent for path in places.values()}:
         for left in parent.glob(f"{HIDDEN}*"):
-            text = text or "an interrupted restore was undone: the live data is as it was before"
+            text = text or "an interrupted swap was undone: the live data is as it was before"
             if not dry_run:
                 volume.remove_tree(left)
     return text
@@ -238,16 +242,16 @@ def _noted(note: Path, places: Mapping[str, Path]) -> tuple[list[Swap], str]:
     """Read a note of intent; raise VolumeError if it is none, or speaks of other places."""
     try:
         said = json.loads(note.read_bytes())
-        meant, backup_id = dict(said["places"]), show.printable(said["backup"])
+        meant, purpose = dict(said["places"]), show.printable(said["purpose"])
         if not _STAMP.fullmatch(said["stamp"]):
             raise ValueError("no time")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VolumeError(f"{note} is no note of a restore: {error}", "remove it") from error
+        raise VolumeError(f"{note} is no note of a swap: {error}", "remove it") from error
     if any(str(places.get(name)) != path for name, path in meant.items()):
         where = show.printable(" and ".join(map(str, meant.values())))
-        text = f"a restore of {backup_id} to {where} was interrupted, and the settings differ now"
-        raise VolumeError(text, "run the same restore again with the settings of then")
-    return _swaps({name: places[name] for name in meant}, said["stamp"]), backup_id
+        text = f"a {purpose} to {where} was interrupted, and the settings differ now"
+        raise VolumeError(text, "run the same command again with the settings of then")
+    return _swaps({name: places[name] for name in meant}, said["stamp"]), purpose
 
 
 def sync_entry(path: Path) -> None:

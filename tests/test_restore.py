@@ -427,7 +427,7 @@ def test_without_scratch_space_chroma_is_not_opened_and_that_is_said(
 
 def test_two_restores_at_once_are_one_too_many(site: Site) -> None:
     with swap.alone(site.settings):
-        refused(site, "another restore is at work")
+        refused(site, "another restore or clean-up is at work")
 
 
 def in_child(work: Callable[[], object]) -> int:
@@ -595,7 +595,7 @@ def test_an_interrupted_restore_of_other_places_and_a_forged_note_are_left_alone
     said = note.read_text()
     for forged in ("", "[]", said.replace("20260102_120000", "../../x")):
         note.write_text(forged)
-        with pytest.raises(VolumeError, match="no note of a restore"):
+        with pytest.raises(VolumeError, match="no note of a swap"):
             restore.recover(site.settings)
     note.write_text(said)
     assert tree(site.settings.app_dir) == before
