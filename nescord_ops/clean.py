@@ -19,13 +19,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nescord_ops import backup, rebuild, restore, show, swap, verify, volume
+from nescord_ops import backup, chroma, database, rebuild, restore, show, swap, verify, volume
 from nescord_ops.checks import Check, Findings, fail, ok, warn
 from nescord_ops.errors import BackupError, CaptureError, SettingsError, VolumeError
 from nescord_ops.prices import GUIDE_PRICE
 from nescord_ops.restore import UNTOUCHED
 from nescord_ops.settings import Settings
-from nescord_ops.snapshot import Moved, Progress, Snapshot, capture, scratch
+from nescord_ops.snapshot import Moved, Progress, Snapshot, Stats, capture, scratch, stats
 from nescord_ops.stores import join
 from nescord_ops.swap import Swap
 from nescord_ops.waste import WORDS, Waste, proven_copies
@@ -87,7 +87,7 @@ class _Work:
 
     settings: Settings
     swaps: list[Swap]  # of both stores, whichever are changed
-    seen: Mapping[Path, object]  # the fingerprint of the live files
+    seen: Stats  # of the live files: equal as long as nobody writes
     now: datetime
     say: Progress
     checks: list[Check] = dataclasses.field(default_factory=list)
@@ -120,7 +120,7 @@ def run(
     with swap.alone(settings, dry_run=not apply):
         recovered = swap.recover(settings, dry_run=not apply)
         swaps = swap.plan(swap.live(settings), now)
-        work = _Work(settings, swaps, rebuild.fingerprint(swaps), now, say)
+        work = _Work(settings, swaps, _state(settings), now, say)
         if recovered:
             work.checks.append(warn("clean.interrupted", recovered, "nescord-ops verify"))
         if apply:
@@ -128,12 +128,13 @@ def run(
         with capture(settings, say) as copy:
             found = _measured(settings, copy, shown)
         items = tuple(_items(found, chosen))
+        promised = sum(item.gives_bytes for item in items)
         if apply and any(item.count for item in items if item.chosen):
             _perform(work, chosen, found)
+            work.checks.append(_kept_promise(work.given_bytes, promised))
             if discard and not any(check.status.exit_code for check in work.checks):
                 _discard(work)
         work.checks += _judged(items, found, applied=apply)
-    promised = sum(item.gives_bytes for item in items)
     kept = tuple(dict.fromkeys(work.kept))
     remove = f"rm -r -- {shlex.join(map(str, kept))}" if kept else ""
     size = _used(kept)
@@ -228,7 +229,6 @@ def _perform(work: _Work, words: Sequence[str], found: Mapping[str, Waste]) -> N
             text = f"{found[word].problem}; {UNTOUCHED}"
             raise VolumeError(text, "check DATABASE_URL; nescord-ops verify")
     work.backup_id = _proven_backup(work)
-    work.checks.append(ok("clean.backup", f"{work.backup_id} was taken before, and proven"))
     with capture(work.settings, work.say) as copy:
         found = _measured(work.settings, copy, words)
         changed = {store for name in words if found[name].count for store in WORDS[name].stores}
@@ -249,6 +249,8 @@ def _proven_backup(work: _Work) -> str:
     """Back both stores up and restore that to prove it; raise BackupError if it is not good."""
     made = backup.create(work.settings, drill=True, progress=work.say)
     if made.backup and made.backup.good and made.backup.proven_at:
+        text = f"{made.backup.id} was taken before and proven; it takes "
+        work.checks.append(ok("clean.backup", text + show.size(made.backup.added_bytes)))
         return made.backup.id
     bad = next(check for check in made.checks if check.status.exit_code)
     raise BackupError(f"no proven backup ({bad.name}: {bad.summary}); {UNTOUCHED}", bad.hint)
@@ -284,7 +286,7 @@ def _exchange(
 def _declare(work: _Work, swaps: Sequence[Swap], purpose: str) -> None:
     """Look for the bot once more, and say on the volume what comes."""
     swap.unheld(work.swaps)
-    if rebuild.fingerprint(work.swaps) != work.seen:
+    if _state(work.settings) != work.seen:
         raise VolumeError(f"the live data has changed meanwhile; {UNTOUCHED}", swap.STOP_HINT)
     swap.declare(work.settings, swaps, purpose)
 
@@ -292,7 +294,7 @@ def _declare(work: _Work, swaps: Sequence[Swap], purpose: str) -> None:
 def _finish(work: _Work, swaps: Sequence[Swap]) -> None:
     work.say("swapping")
     swap.finish(swaps, work.settings.database.parent / swap.INTENT)
-    work.seen = rebuild.fingerprint(work.swaps)
+    work.seen = _state(work.settings)
     work.kept += [each.kept for each in swaps]
 
 
@@ -325,10 +327,26 @@ def _set_aside(path: Path, now: datetime) -> Check:
     return warn("clean.aside", text, "see which notes it holds before you remove it")
 
 
+def _kept_promise(given: int, promised: int) -> Check:
+    text = f"stores and backups take {show.size(given)} less, and {show.size(promised)} "
+    details = {"value": given, "unit": "bytes"}
+    if given < promised:
+        hint = "nescord-ops capacity shows what takes the room"
+        return warn("clean.given", f"{text}were promised", hint, **details)
+    return ok("clean.given", f"{text}were promised", **details)
+
+
 def _discard(work: _Work) -> None:
     for path in {*work.kept}:
         volume.remove_tree(path)
     work.kept.clear()
+    work.checks.append(ok("clean.kept", "what was replaced was removed; the backup holds it"))
+
+
+def _state(settings: Settings) -> Stats:
+    files = (settings.database, settings.chroma_dir / chroma.DATABASE)
+    suffixes = ("", "-wal", "-journal")  # readers touch the -shm
+    return stats(settings, (database.beside(file, end) for file in files for end in suffixes))
 
 
 def _used(paths: Iterable[Path]) -> int:

@@ -35,7 +35,7 @@ DAMAGE = {"database.integrity"} | {
 CLIENT = {"chroma.roundtrip", "chroma.search"}
 # What Chroma's child says when it could not work, which proves nothing about the backup.
 _NO_VERDICT = ("did not answer within", "could be started", "killed by signal 9", "exit code -9")
-_GRAVITY = (Status.OK, Status.WARN, Status.UNKNOWN, Status.FAIL)
+GRAVITY = (Status.OK, Status.WARN, Status.UNKNOWN, Status.FAIL)
 SCRATCH_BYTES = 1 << 20  # for what is not the copy itself
 
 
@@ -320,7 +320,7 @@ def _examined(settings: Settings, backup: Backup, copy: Snapshot) -> Iterator[Ch
             yield unknown(check.name, check.summary, "drill again with more memory")
         elif check.name == "chroma.search" and "no record" in check.summary:
             yield ok(check.name, check.summary)
-        elif _GRAVITY.index(check.status) <= _GRAVITY.index(before.get(check.name, Status.OK)):
+        elif GRAVITY.index(check.status) <= GRAVITY.index(before.get(check.name, Status.OK)):
             yield _as_it_was(check)
         else:
             yield dataclasses.replace(check, expected=False)

@@ -20,30 +20,18 @@ from typing import Any
 from nescord_ops import chroma, client, database, swap, verify, volume
 from nescord_ops.checks import Check, Status, ok
 from nescord_ops.errors import VolumeError
+from nescord_ops.proof import GRAVITY
 from nescord_ops.restore import UNTOUCHED
 from nescord_ops.settings import Settings
-from nescord_ops.snapshot import Progress, Snapshot, copy_file, scratch
+from nescord_ops.snapshot import Progress, Snapshot, copy_tree, scratch
 from nescord_ops.storefile import sync
-from nescord_ops.waste import WORDS, Waste
+from nescord_ops.waste import ROWS, Waste, set_pending
 
 RECORDS = ("deletions", "residue", "stale")  # the words whose targets are ids in Chroma
-_GRAVITY = (Status.OK, Status.WARN, Status.UNKNOWN, Status.FAIL)
 _TIMEOUT_SECONDS = 1800.0
 _MARGIN_BYTES = 16 << 20
-
-
-def fingerprint(swaps: Sequence[swap.Swap]) -> dict[Path, tuple[int, int, int]]:
-    """Size, mtime and inode of every live file: equal as long as nobody writes.
-
-    `-shm` is left out: SQLite's readers touch it.
-    """
-    return {
-        path: (seen.st_size, seen.st_mtime_ns, seen.st_ino)
-        for each in swaps
-        for suffix, root in each.replaced.items()
-        for path, seen in volume.walk(root)
-        if suffix != "-shm" and seen and stat.S_ISREG(seen.st_mode)
-    }
+_HINT = "nescord-ops clean, word by word"
+Changes = dict[str, tuple[int, int]]  # by table: rows that only the old one has, and the new one
 
 
 def rebuild(
@@ -71,36 +59,36 @@ def rebuild(
     expected = edit(swaps, found)
     settle(swaps)
     say("comparing the copy with the original")
-    changed = {}
-    if copy.database and "database" in staged:
-        changed = differences(copy.database, staged["database"])
+    changed = differences(copy, staged["database"]) if "database" in staged else {}
     if changed != expected:
         text = f"the repaired database differs in {changed}, where {expected} was meant"
-        raise VolumeError(f"{text}; {UNTOUCHED}", "nescord-ops clean, word by word")
+        raise VolumeError(f"{text}; {UNTOUCHED}", _HINT)
     checks = [ok("clean.notes", "every other row of the database is as before")]
-    room = volume.usage(staged["chroma"]).allocated_bytes if "chroma" in staged else 0
-    with scratch(room + _MARGIN_BYTES) as root:
-        after = dataclasses.replace(copy, database=staged.get("database", copy.database))
-        here = settings
-        if "chroma" in staged:
-            copy_tree(staged["chroma"], root / "chromadb")
-            after = dataclasses.replace(after, chroma=root / "chromadb")
-            here = dataclasses.replace(settings, chroma_dir=staged["chroma"])
-            again = _delete(settings, after.chroma, [])
-            if again != records:
-                text = f"{records['records']:,} records should be left in Chroma as they were"
-                raise VolumeError(f"{text}; {UNTOUCHED}", "nescord-ops clean, word by word")
-            text = "ids, documents, metadata and vectors of all other records are as before"
-            checks.append(ok("clean.records", text, value=again["records"], unit="records"))
-        seen = verify.examine(
-            *(after, here), round_trip="chroma" in staged, index_limit_bytes=math.inf
-        )
+    seen = _examined(settings, copy, staged, records)
     backlog = sum(found[word].count for word in ("stale", "sync") if word in found)
-    worse = [*regressions(before, seen, backlog=backlog)]
-    if worse:
-        text = f"verify would be worse: {'; '.join(worse)}; {UNTOUCHED}"
-        raise VolumeError(text, "nescord-ops clean, word by word")
+    if worse := [*regressions(before, seen, backlog=backlog)]:
+        raise VolumeError(f"verify would be worse: {'; '.join(worse)}; {UNTOUCHED}", _HINT)
+    if records:
+        text = "ids, documents, metadata and vectors of all other records are as before"
+        checks.append(ok("clean.records", text, value=records["records"], unit="records"))
     return [*checks, ok("clean.verify", f"none of {len(seen)} checks of the copy is worse")]
+
+
+def _examined(
+    settings: Settings, copy: Snapshot, staged: Mapping[str, Path], records: Mapping[str, Any]
+) -> tuple[Check, ...]:
+    """Examine the repaired copies; Chroma's client reads all of a copy of its own."""
+    after = dataclasses.replace(copy, database=staged.get("database", copy.database))
+    if "chroma" not in staged:
+        return verify.examine(after, settings)
+    here = dataclasses.replace(settings, chroma_dir=staged["chroma"])
+    with scratch(volume.usage(here.chroma_dir).allocated_bytes + _MARGIN_BYTES) as root:
+        copy_tree(here.chroma_dir, root / "chromadb")
+        after = dataclasses.replace(after, chroma=root / "chromadb")
+        if _delete(settings, after.chroma, []) != records:
+            text = f"the {records['records']:,} records that stay would not be as they were"
+            raise VolumeError(f"{text}; {UNTOUCHED}", _HINT)
+        return verify.examine(after, here, round_trip=True, index_limit_bytes=math.inf)
 
 
 def regressions(
@@ -113,15 +101,15 @@ def regressions(
     was = {check.name: check for check in before}
     for check in after:
         then = was.get(check.name, Check(check.name, Status.OK, ""))
-        graver = _GRAVITY.index(check.status) > _GRAVITY.index(then.status) and not check.expected
+        worse = GRAVITY.index(check.status) > GRAVITY.index(then.status) and not check.expected
         if check.limit == 0 and isinstance(check.value, int):
             allowed = backlog if check.name == "stores.backlog" else 0
-            graver = check.value > int(then.value or 0) + allowed
-        if graver:
+            worse = check.value > int(then.value or 0) + allowed
+        if worse:
             yield f"{check.name}: {check.summary}"
 
 
-def stage(swaps: Sequence[swap.Swap], leave_out: Iterable[Path] = ()) -> None:
+def stage(swaps: Iterable[swap.Swap], leave_out: Iterable[Path] = ()) -> None:
     """Copy what is live to the staged places, but for the directories to `leave_out`."""
     for each in swaps:
         each.staged.parent.mkdir(mode=0o700, exist_ok=True)
@@ -130,46 +118,22 @@ def stage(swaps: Sequence[swap.Swap], leave_out: Iterable[Path] = ()) -> None:
                 copy_tree(path, database.beside(each.staged, suffix), leave_out)
 
 
-def copy_tree(source: Path, target: Path, leave_out: Iterable[Path] = ()) -> None:
-    """Copy a file or a tree with holes and times; links are copied as links, never followed.
-
-    Raise VolumeError for what can be neither read nor copied.
-    """
-    for path, seen in volume.walk(source):
-        if not {path, *path.parents}.isdisjoint(leave_out):
-            continue
-        place = target / path.relative_to(source)
-        if seen and stat.S_ISDIR(seen.st_mode):
-            place.mkdir(mode=0o700)
-        elif seen and stat.S_ISLNK(seen.st_mode):
-            place.symlink_to(path.readlink())
-        elif seen and stat.S_ISREG(seen.st_mode):
-            copy_file(path, place)
-            os.utime(place, ns=(seen.st_atime_ns, seen.st_mtime_ns))
-        else:
-            raise VolumeError(f"{path} cannot be copied; {UNTOUCHED}", "move it out of there")
-
-
-def settle(swaps: Sequence[swap.Swap]) -> None:
+def settle(swaps: Iterable[swap.Swap]) -> None:
     """Give every copy the owner and mode of its original, and sync it.
 
-    What is new takes the owner of the store, and its mode without the execute bits.
+    What Chroma has made new takes the owner of the store, and its mode but for the execute bits.
     """
     for each in swaps:
-        whole = each.live.lstat()
         for path, seen in volume.walk(each.staged):
             assert seen
-            try:
-                like = (each.live / path.relative_to(each.staged)).lstat()
-            except FileNotFoundError:
-                like = whole
+            original = each.live / path.relative_to(each.staged)
+            known = os.path.lexists(original)
+            like = (original if known else each.live).lstat()
             if os.geteuid() == 0:
                 os.chown(path, like.st_uid, like.st_gid, follow_symlinks=False)
-            if stat.S_ISLNK(seen.st_mode):
-                continue
-            same = stat.S_IFMT(like.st_mode) == stat.S_IFMT(seen.st_mode)
-            path.chmod(stat.S_IMODE(like.st_mode) if same else like.st_mode & 0o666)
-            swap.sync_entry(path)
+            if not stat.S_ISLNK(seen.st_mode):
+                path.chmod(like.st_mode & (0o7777 if known else 0o666))
+                swap.sync_entry(path)
         sync(each.staged.parent)
 
 
@@ -184,25 +148,29 @@ def _delete(settings: Settings, directory: Path | None, ids: Sequence[str]) -> d
 
 
 def _refuse_migrated(copy: Snapshot, staged: Path) -> None:
+    """Raise VolumeError if the client has changed the version of the copy."""
     assert copy.chroma
-    if "migrations" in differences(
-        copy.chroma / chroma.DATABASE, staged / chroma.DATABASE, only="migrations"
-    ):
+    versions = []
+    for root in (copy.chroma, staged):
+        with contextlib.closing(sqlite3.connect(root / chroma.DATABASE)) as db:
+            versions.append(db.execute("SELECT dir, version FROM migrations").fetchall())
+    if not {*versions[1]} <= {*versions[0]}:
         text = f"this chromadb is newer than the bot's and would migrate its store; {UNTOUCHED}"
         raise VolumeError(text, "install nescord-ops beside the bot, in its environment")
 
 
-def edit(swaps: Sequence[swap.Swap], found: Mapping[str, Waste]) -> dict[str, tuple[int, int]]:
-    """Remove rows from the staged databases and vacuum them; fold in what a kill left beside them.
+def edit(swaps: Iterable[swap.Swap], found: Mapping[str, Waste]) -> Changes:
+    """Remove rows from the staged databases, vacuum them, and fold in what lies beside them.
 
-    Return how many rows of each of the bot's tables are gone, and how many are new.
+    Return what that should change in the bot's database.
     """
-    changed: dict[str, tuple[int, int]] = {}
-    names = {"database": "bot", "chroma": "vec"}
     files = {
-        names[each.name]: each.staged / chroma.DATABASE if each.name == "chroma" else each.staged
+        "vec" if each.name == "chroma" else "bot": (
+            each.staged / chroma.DATABASE if each.name == "chroma" else each.staged
+        )
         for each in swaps
     }
+    changes: Changes = {}
     with contextlib.closing(sqlite3.connect("file::memory:", uri=True)) as db:
         db.isolation_level = None
         db.execute("PRAGMA trusted_schema=OFF")
@@ -212,49 +180,52 @@ def edit(swaps: Sequence[swap.Swap], found: Mapping[str, Waste]) -> dict[str, tu
             (modes[schema],) = db.execute(f"PRAGMA {schema}.journal_mode").fetchone()
             db.execute(f"PRAGMA {schema}.journal_mode=OFF")
             db.execute(f"PRAGMA {schema}.synchronous=OFF")
-        for name, waste in found.items():
-            word = WORDS[name]
-            rows = word.remove(db, waste) if waste.count and word.remove else 0
-            if word.table and rows:
-                lost, new = changed.get(word.table, (0, 0))
-                changed[word.table] = (lost + rows, new + (rows if name == "stale" else 0))
+        for word, rows in ROWS.items():
+            if word in found and found[word].count:
+                schema, table = rows.table.split(".")
+                removed = rows.remove(db)
+                if schema == "bot":
+                    changes[table] = (removed, 0)
+        if ids := found["stale"].targets if "stale" in found else ():
+            new = set_pending(db, ids) if "sync_metadata" in _tables(db) else 0
+            lost, _ = changes.get("sync_metadata", (0, 0))
+            changes |= {"sync_metadata": (lost + new, new)} if new else {}
         for schema, mode in modes.items():
             if "pages" in found:
                 db.execute(f"VACUUM {schema}")
             db.execute(f"PRAGMA {schema}.journal_mode={mode}")
-    for file in files.values():
-        for suffix in ("-wal", "-journal"):
-            if database.beside(file, suffix).exists():
-                raise VolumeError(f"{file} did not take in its {suffix}; {UNTOUCHED}")
-    return changed
+    if left := [file for file in files.values() if database.beside(file, "-wal").exists()]:
+        raise VolumeError(f"{left[0]} did not take in its -wal; {UNTOUCHED}", _HINT)
+    return changes
 
 
-def differences(old: Path, new: Path, only: str = "") -> dict[str, tuple[int, int]]:
-    """Compare two databases row by row, hidden row numbers included, which full-text search needs.
+def _tables(db: sqlite3.Connection) -> set[str]:
+    rows = db.execute("SELECT name FROM bot.sqlite_schema WHERE type = 'table' AND rootpage > 0")
+    return {str(name) for (name,) in rows}
 
-    Return for each table that differs how many rows only the old one has, and only the new one.
+
+def differences(copy: Snapshot, new: Path) -> Changes:
+    """Compare the bot's database with a repaired one row by row; return what differs by table.
+
+    The hidden row number counts, as full-text search needs it and VACUUM may change it.
     """
-    found = {}
+    assert copy.database
+    found: Changes = {}
     with contextlib.closing(sqlite3.connect("file::memory:", uri=True)) as db:
-        for schema, file in (("old", old), ("new", new)):
+        for schema, file in (("bot", copy.database), ("new", new)):
             db.execute(f"ATTACH ? AS {schema}", (database.uri(file, "mode=ro&immutable=1"),))
-        tables = "SELECT name FROM old.sqlite_schema WHERE type = 'table' AND rootpage > 0"
-        names = {database.quote(name): "rowid, *" for (name,) in db.execute(tables)}
-        names["sqlite_schema"] = "type, name, tbl_name, sql"
-        for name, columns in names.items():
-            if only not in ("", name.strip('"')):
-                continue
+        columns = dict.fromkeys(_tables(db), "rowid, *") | {"sqlite_schema": "type, name, sql"}
+        for name, chosen in columns.items():
+            table = database.quote(name)
             try:
-                db.execute(f"SELECT rowid FROM old.{name} LIMIT 0")
-            except sqlite3.OperationalError:  # WITHOUT ROWID
-                columns = "*"
+                db.execute(f"SELECT {chosen} FROM bot.{table} LIMIT 0")
+            except sqlite3.OperationalError:  # it is WITHOUT ROWID
+                chosen = "*"
+            sides = [f"SELECT {chosen} FROM {schema}.{table}" for schema in ("bot", "new")]
             lost, gained = (
-                db.execute(
-                    f"SELECT count(*) FROM (SELECT {columns} FROM {one}.{name}"
-                    f" EXCEPT SELECT {columns} FROM {other}.{name})"
-                ).fetchone()[0]
-                for one, other in (("old", "new"), ("new", "old"))
+                db.execute(f"SELECT count(*) FROM ({one} EXCEPT {other})").fetchone()[0]
+                for one, other in (sides, reversed(sides))
             )
             if lost or gained:
-                found[name.strip('"')] = (lost, gained)
+                found[name] = (lost, gained)
     return found

@@ -27,7 +27,7 @@ from nescord_ops.checks import Check, Findings, Status, fail, ok, unknown, warn
 from nescord_ops.errors import BackupError, CaptureError, OpsError, StoreError, VolumeError
 from nescord_ops.inventory import Backup
 from nescord_ops.settings import Settings
-from nescord_ops.snapshot import Progress, Snapshot, copy_file, scratch
+from nescord_ops.snapshot import Progress, Snapshot, copy_file, copy_tree, scratch
 from nescord_ops.storefile import sync
 from nescord_ops.verify import examine
 
@@ -355,23 +355,14 @@ def _proofs(settings: Settings, backup: Backup, swaps: Sequence[swap.Swap]) -> l
     try:
         with scratch(needed) as room:
             if vectors:
-                copy = dataclasses.replace(copy, chroma=_copy_tree(vectors, room / "chromadb"))
+                copy_tree(vectors, room / "chromadb")
+                copy = dataclasses.replace(copy, chroma=room / "chromadb")
             found = examine(copy, here, round_trip=True)
     except CaptureError as error:
         text = f"not opened with Chroma: {error}"
         skipped = unknown("chroma.roundtrip", text, error.hint, expected=True)
         found = (*examine(copy, here), skipped)
     return [c for c in found if c.name.split(".")[0] in {*staged, "stores"}]
-
-
-def _copy_tree(source: Path, target: Path) -> Path:
-    for path, seen in volume.walk(source):
-        copy = target / path.relative_to(source)
-        if seen and stat.S_ISDIR(seen.st_mode):
-            copy.mkdir(mode=0o700)
-        else:
-            copy_file(path, copy)
-    return target
 
 
 def _refuse_unproven(settings: Settings, backup: Backup, checks: Sequence[Check]) -> None:

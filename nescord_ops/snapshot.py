@@ -209,7 +209,7 @@ def _attempt(
             _backup(vectors, target / chroma.DATABASE, LOCK_LIMIT_SECONDS)
             if hold:
                 before = _quiet(settings, plain, QUIET_LIMIT_SECONDS)
-        if _stats(settings, plain) != before:
+        if stats(settings, plain) != before:
             raise Moved
         # from here on the stats say whether anybody wrote
         if not hold:
@@ -219,7 +219,7 @@ def _attempt(
             copies = (_copy_path(settings, path, root) for path in before)
             for _ in pool.map(copy_file, before, copies):
                 pass
-        if _stats(settings, plain) != before:
+        if stats(settings, plain) != before:
             raise Moved
         if hold:
             chroma_lock.close()
@@ -314,7 +314,7 @@ def _absorb_journal(copy: Path) -> None:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
-def _stats(settings: Settings, plain: Iterable[Path]) -> Stats:
+def stats(settings: Settings, plain: Iterable[Path]) -> Stats:
     """Size, mtime and inode of the HNSW files and of `plain`; what is missing is left out."""
     candidates = [*plain]
     with contextlib.suppress(OSError):
@@ -335,11 +335,11 @@ def _quiet(settings: Settings, plain: Iterable[Path], limit_seconds: float) -> S
     Raise Moved after the limit.
     """
     for _ in range(max(1, int(limit_seconds / QUIET_SECONDS))):
-        stats = _stats(settings, plain)
-        newest = max((mtime for _, mtime, _ in stats.values()), default=0)
+        seen = stats(settings, plain)
+        newest = max((mtime for _, mtime, _ in seen.values()), default=0)
         # either way: the clock behind st_mtime may be a little ahead of ours
         if abs(time.time() - newest / 1e9) >= QUIET_SECONDS:
-            return stats
+            return seen
         time.sleep(QUIET_SECONDS)
     raise Moved
 
@@ -369,3 +369,23 @@ def copy_file(source: Path, target: Path) -> None:
                 if not count:
                     raise Moved
                 at += count
+
+
+def copy_tree(source: Path, target: Path, leave_out: Iterable[Path] = ()) -> None:
+    """Copy a file or a tree, with holes and times; links are copied as links, never followed.
+
+    Directories to `leave_out` are not copied. Raise VolumeError for what cannot be.
+    """
+    for path, seen in volume.walk(source):
+        if not {path, *path.parents}.isdisjoint(leave_out):
+            continue
+        copy = target / path.relative_to(source)
+        if seen and stat.S_ISDIR(seen.st_mode):
+            copy.mkdir(mode=0o700)
+        elif seen and stat.S_ISLNK(seen.st_mode):
+            copy.symlink_to(path.readlink())
+        elif seen and stat.S_ISREG(seen.st_mode):
+            copy_file(path, copy)
+            os.utime(copy, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+        else:
+            raise VolumeError(f"{path} can be neither read nor copied", "move it out of there")

@@ -1,8 +1,7 @@
 """What lies on the volume in vain, word by word: how much of it there is, and what removes it.
 
-Each word has a function that measures it on copies of both stores, and most have one that removes
-it from copies that are attached as `bot` and `vec`. Records go through Chroma's own client
-(`clean`), directories are left out when the copies are made.
+A word is measured on copies of both stores. Rows are removed by SQL, records by Chroma's own
+client, directories by not being copied: all in `rebuild`, on copies that nobody has open.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import dataclasses
 import os
 import sqlite3
 import stat
-import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -24,17 +22,21 @@ from nescord_ops.stores import Stores
 _INDEX_FILES = {chroma.PICKLE} | {
     f"{name}.bin" for name in ("header", "data_level0", "length", "link_lists")
 }
-# Chroma's own rule (`purge_log`), kept to the letter: the row at the limit stays, because the next
-# sequence number is one more than the largest in the table.
-_CONSUMED = "substr(topic, -36) = ? AND seq_id < ?"
-_FINISHED = "status = 'completed'"  # obsidian_file_queue of the bot's persistent_queue.py
+# Chroma's own rule (`purge_log`): what every segment of the collection has applied, but for the
+# last row. The newest of all stays too: the next sequence number is one more than the largest.
+_APPLIED = (
+    "m.seq_id < (SELECT max(seq_id) FROM vec.embeddings_queue)"
+    " AND m.seq_id < (SELECT min(CASE typeof(x.seq_id) WHEN 'integer' THEN x.seq_id ELSE 0 END)"
+    " FROM vec.segments s LEFT JOIN vec.max_seq_id x ON x.segment_id = s.id"
+    " WHERE s.collection = substr(m.topic, -36))"
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Waste:
     """What one word found: how many, the bytes that they hold, and the first few by name.
 
-    `targets` are what its removal needs. A `problem` says why nothing of it will be removed.
+    `targets` are what its removal needs. A `problem` says why nothing of it may be removed.
     """
 
     count: int = 0
@@ -45,24 +47,44 @@ class Waste:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows (m) of a table that may be absent: their name, the bytes that they hold, and which."""
+
+    table: str
+    key: str
+    held: str
+    where: str
+
+    def measure(self, stores: Stores) -> Waste:
+        """Count them on copies."""
+        schema, name = self.table.split(".")
+        there = f"SELECT count(*) FROM {schema}.sqlite_schema WHERE name = ?"
+        if not stores.count(there, name):
+            return Waste()
+        query = f"SELECT {self.key}, {self.held} FROM {self.table} m WHERE {self.where}"
+        return _tally(stores.connection.execute(query))
+
+    def remove(self, connection: sqlite3.Connection) -> int:
+        """Delete them, and return how many they were."""
+        return connection.execute(f"DELETE FROM {self.table} AS m WHERE {self.where}").rowcount
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Word:
     """One kind of waste: what it is in words, and which `stores` its removal changes.
 
-    `remove` takes the connection and what was measured, and returns how many rows it changed in
-    `table`. With `alone` its bytes go back to the file system by themselves; those of rows do when
-    the database is vacuumed. A word that is `named_only` is left alone unless it is named.
+    With `alone`, its bytes go back to the file system by themselves; those of rows and records do
+    when the database is vacuumed. A word that is `named_only` is left alone unless it is named.
     """
 
     summary: str
     measure: Callable[[Stores], Waste]
     stores: tuple[str, ...] = ()
-    remove: Callable[[sqlite3.Connection, Waste], int] | None = None
-    table: str = ""
     alone: bool = False
     named_only: bool = False
 
 
-def _tally(rows: Iterable[tuple[Any, int | None]]) -> Waste:
+def _tally(rows: Iterable[tuple[Any, int | None]], targets: tuple[Any, ...] = ()) -> Waste:
     """Given rows of a name and the bytes that it holds, count them in constant memory."""
     count = held = 0
     examples: list[str] = []
@@ -71,26 +93,20 @@ def _tally(rows: Iterable[tuple[Any, int | None]]) -> Waste:
         held += size or 0
         if len(examples) < 3:
             examples.append(str(name))
-    return Waste(count, held, tuple(examples))
+    return Waste(count, held, tuple(examples), targets)
 
 
 def _segments(stores: Stores) -> Waste:
-    """Index directories without a segment; one with anything but an index's files is not ours."""
+    """Index directories of no segment; one that holds anything else is not ours to remove."""
     used = {str(id_) for (id_,) in stores.connection.execute("SELECT id FROM vec.segments")}
-    found = [
-        directory
-        for directory in chroma.segment_directories(stores.settings.chroma_dir)
-        if directory.name not in used and _is_index(directory)
-    ]
-    sized = [(d.name, volume.usage(d).allocated_bytes) for d in found]
-    return dataclasses.replace(_tally(sized), targets=tuple(found))
+    live = chroma.segment_directories(stores.settings.chroma_dir)
+    found = tuple(path for path in live if path.name not in used and _is_index(path))
+    return _tally(((path.name, volume.usage(path).allocated_bytes) for path in found), found)
 
 
 def _is_index(directory: Path) -> bool:
-    if str(uuid.UUID(directory.name)) != directory.name:
-        return False
     with os.scandir(directory) as entries:
-        return all(
+        return len(directory.name) == 36 and all(
             entry.name in _INDEX_FILES and stat.S_ISREG(entry.stat(follow_symlinks=False).st_mode)
             for entry in entries
         )
@@ -98,58 +114,39 @@ def _is_index(directory: Path) -> bool:
 
 def _pages(stores: Stores) -> Waste:
     """Free pages; the targets are the stores that have some."""
-    found = {}
-    for schema, name in (("bot", "database"), ("vec", "chroma")):
-        free = stores.count(f"PRAGMA {schema}.freelist_count")
-        found[name] = (free, free * stores.count(f"PRAGMA {schema}.page_size"))
-    count, held = (sum(numbers) for numbers in zip(*found.values(), strict=True))
-    targets = tuple(name for name, (free, _) in found.items() if free)
-    return Waste(count, held, tuple(f"{name} {found[name][0]:,}" for name in targets), targets)
-
-
-def _queue(stores: Stores) -> Waste:
-    """Rows of Chroma's write queue that every segment of their collection has applied."""
-    limits = tuple(
-        (each.id, min(each.vector_seq, each.metadata_seq))
-        for each in stores.collections
-        if each.vector_seq and each.metadata_seq
-    )
-    sizes = "coalesce(length(vector), 0) + coalesce(length(CAST(metadata AS BLOB)), 0)"
-    query = f"SELECT seq_id, {sizes} FROM vec.embeddings_queue WHERE {_CONSUMED}"
-    rows = (row for limit in limits for row in stores.connection.execute(query, limit))
-    return dataclasses.replace(_tally(rows), targets=limits)
-
-
-def _purge(connection: sqlite3.Connection, waste: Waste) -> int:
-    sql = f"DELETE FROM vec.embeddings_queue WHERE {_CONSUMED}"
-    return connection.executemany(sql, waste.targets).rowcount
+    count = held = 0
+    targets = []
+    for name, schema in (("database", "bot"), ("chroma", "vec")):
+        if free := stores.count(f"PRAGMA {schema}.freelist_count"):
+            count += free
+            held += free * stores.count(f"PRAGMA {schema}.page_size")
+            targets.append(name)
+    return Waste(count, held, (), tuple(targets))
 
 
 def _records(stores: Stores, kind: str) -> Waste:
     """Records of the bot's collection of one kind; the targets are their ids."""
-    mine = stores.collection
-    if not (mine and stores.has_notes):
+    if not stores.collection:
         return Waste()
-    text = "SELECT sum(length(CAST(string_value AS BLOB))) FROM vec.embedding_metadata m"
-    query = f"FROM vec.embeddings e WHERE e.segment_id = ? AND {kind}"
-    segment = (mine.metadata_segment,)
+    text = "SELECT sum(length(CAST(string_value AS BLOB))) FROM vec.embedding_metadata t"
     rows = stores.connection.execute(
-        f"SELECT e.embedding_id, ({text} WHERE m.id = e.id) {query}", segment
-    )
-    ids = stores.connection.execute(f"SELECT e.embedding_id {query}", segment)
-    return dataclasses.replace(_tally(rows), targets=tuple(id_ for (id_,) in ids))
+        f"SELECT e.embedding_id, ({text} WHERE t.id = e.id) FROM vec.embeddings e"
+        f" WHERE e.segment_id = ? AND {kind}",
+        (stores.collection.metadata_segment,),
+    ).fetchall()
+    return _tally(rows, tuple(id_ for id_, _ in rows))
 
 
 def _deletions(stores: Stores) -> Waste:
-    """Records of notes that are gone; if most are, then the database is the wrong one."""
+    """Records of notes that are gone, unless their notes may lie in another database."""
     found = _records(stores, agreement.LEAKED)
-    records = stores.count(
-        "SELECT count(*) FROM vec.embeddings WHERE segment_id = ?",
-        stores.collection.metadata_segment if stores.collection else "",
-    )
-    if found.count * 2 <= records:
-        return found
-    text = f"{found.count:,} of {records:,} records have no note: is this the right database?"
+    segment = stores.collection.metadata_segment if stores.collection else ""
+    count = "SELECT count(*) FROM vec.embeddings WHERE segment_id = ?"
+    text = ""
+    if found.count * 2 > (records := stores.count(count, segment)):
+        text = f"{found.count:,} of {records:,} records have no note: is this the right database?"
+    elif found.count and (others := places.stray_databases(stores.settings)):
+        text = f"{found.count:,} records have no note here: do their notes lie in {others[0]}?"
     return dataclasses.replace(found, problem=text)
 
 
@@ -159,57 +156,28 @@ def _residue(stores: Stores) -> Waste:
 
 def _stale(stores: Stores) -> Waste:
     """Records whose document is an old text of their note."""
-    if not (stores.collection and stores.has_notes):
-        return Waste()
-    ids = tuple(f"note_{note}" for note, is_old, _ in agreement.compare(stores) if is_old)
-    return Waste(len(ids), 0, ids[:3], ids)
+    compared = agreement.compare(stores) if stores.collection else ()
+    ids = tuple(f"note_{note}" for note, is_old, _ in compared if is_old)
+    return _tally(((id_, 0) for id_ in ids), ids)
 
 
-def _set_pending(connection: sqlite3.Connection, waste: Waste) -> int:
-    if not connection.execute(_HAS_TABLE, ("sync_metadata",)).fetchone():
-        return 0
+def set_pending(connection: sqlite3.Connection, ids: Iterable[str]) -> int:
+    """Have the bot sync notes again, by the ids of their records; return how many rows changed.
+
+    The bot syncs what is pending, and what has no row.
+    """
     sql = (
         "UPDATE bot.sync_metadata SET sync_status = 'pending', retry_count = 0 WHERE note_id ="
         " substr(?, 6) AND (sync_status IS NOT 'pending' OR retry_count IS NOT 0)"
     )
-    return connection.executemany(sql, ((id_,) for id_ in waste.targets)).rowcount
-
-
-_HAS_TABLE = "SELECT 1 FROM bot.sqlite_schema WHERE type = 'table' AND name = ?"
-
-
-def _sync(stores: Stores) -> Waste:
-    if not (stores.has_sync and stores.has_notes):
-        return Waste()
-    sizes = "length(m.note_id) + coalesce(length(m.embedding_hash), 0)"
-    query = f"SELECT m.note_id, {sizes} FROM bot.sync_metadata m WHERE {agreement.ORPHAN_SYNC}"
-    return _tally(stores.connection.execute(query))
-
-
-def _forget(connection: sqlite3.Connection, _: Waste) -> int:
-    sql = f"DELETE FROM bot.sync_metadata AS m WHERE {agreement.ORPHAN_SYNC}"
-    return connection.execute(sql).rowcount
-
-
-def _items(stores: Stores) -> Waste:
-    """Files that the bot has written to its repository, and whose text it keeps in its queue."""
-    if not stores.connection.execute(_HAS_TABLE, ("obsidian_file_queue",)).fetchone():
-        return Waste()
-    sizes = "length(CAST(file_request_json AS BLOB))"
-    query = f"SELECT id, {sizes} FROM bot.obsidian_file_queue WHERE {_FINISHED}"
-    return _tally(stores.connection.execute(query))
-
-
-def _finish(connection: sqlite3.Connection, _: Waste) -> int:
-    return connection.execute(f"DELETE FROM bot.obsidian_file_queue WHERE {_FINISHED}").rowcount
+    return connection.executemany(sql, ((id_,) for id_ in ids)).rowcount
 
 
 def _backups(stores: Stores) -> Waste:
-    """The bot's backups that are in the store whole; the targets are pairs of it and ours."""
-    known = inventory.listing(stores.settings, looking=True).generations
+    """The bot's backups that lie in the store whole; the targets are pairs, the bot's and ours."""
     adopted = {
         (backup.evidence.get("source"), backup.taken_at, backup.stores): backup
-        for backup in known
+        for backup in inventory.listing(stores.settings, looking=True).generations
         if backup.kind == ADOPTED and backup.whole
     }
     pairs = []
@@ -218,8 +186,7 @@ def _backups(stores: Stores) -> Waste:
         ours = adopted.get((bot.path.name, bot.taken_at, tuple(n for n, there in held if there)))
         if ours and _is_only_backup(bot.path):
             pairs.append((bot, ours))
-    sized = ((bot.path.name, bot.allocated_bytes) for bot, _ in pairs)
-    return dataclasses.replace(_tally(sized), targets=tuple(pairs))
+    return _tally(((bot.path.name, bot.allocated_bytes) for bot, _ in pairs), tuple(pairs))
 
 
 def _is_only_backup(path: Path) -> bool:
@@ -241,29 +208,29 @@ def proven_copies(waste: Waste) -> list[legacy.BotBackup]:
 
 def _strays(stores: Stores) -> Waste:
     found = tuple(places.stray_databases(stores.settings))
-    sized = ((path, volume.usage(path).allocated_bytes) for path in found)
-    return dataclasses.replace(_tally(sized), targets=found)
+    return _tally(((path, volume.usage(path).allocated_bytes) for path in found), found)
 
 
+# `items` are files that the bot has written to its repository (persistent_queue.py); what failed
+# has a text that may be nowhere else, and stays.
+ROWS = {
+    "queue": Rows("vec.embeddings_queue", "m.seq_id", "length(m.vector)", _APPLIED),
+    "sync": Rows("bot.sync_metadata", "m.note_id", "length(m.note_id)", agreement.ORPHAN_SYNC),
+    "items": Rows(
+        "bot.obsidian_file_queue", "m.id", "length(m.file_request_json)", "m.status = 'completed'"
+    ),
+}
 WORDS = {
     "segments": Word("index directories of no collection", _segments, ("chroma",), alone=True),
-    "queue": Word("applied rows of Chroma's write queue", _queue, ("chroma",), _purge),
-    "deletions": Word("records of deleted notes, which search finds", _deletions, ("chroma",)),
+    "pages": Word("free pages in both databases", _pages, alone=True),
+    "queue": Word("applied writes in Chroma's queue", ROWS["queue"].measure, ("chroma",)),
+    "deletions": Word("deleted notes that search still finds", _deletions, ("chroma",)),
     "residue": Word("test documents of the bot's own check", _residue, ("chroma",)),
-    "sync": Word(
-        *("rows of sync_metadata without their note", _sync, ("database",), _forget),
-        table="sync_metadata",
-    ),
-    "items": Word(
-        *("finished items of the bot's file queue", _items, ("database",), _finish),
-        table="obsidian_file_queue",
-    ),
-    "stale": Word(
-        *("records with an old text of their note", _stale, ("chroma", "database"), _set_pending),
-        table="sync_metadata",
-        named_only=True,
-    ),
-    "pages": Word("free pages of both databases", _pages, alone=True),
-    "backups": Word("the bot's backups that are in the store", _backups, alone=True),
+    "sync": Word("sync rows of no note, or of another", ROWS["sync"].measure, ("database",)),
+    "items": Word("finished items of the bot's queue", ROWS["items"].measure, ("database",)),
+    "backups": Word("backups of the bot's that are in the store", _backups, alone=True),
     "strays": Word("databases beside the one in use", _strays, named_only=True),
+    "stale": Word(
+        "notes whose old text search finds", _stale, ("chroma", "database"), named_only=True
+    ),
 }
