@@ -341,8 +341,8 @@ def _reclaimable(components: tuple[Component, ...], seen: Scan) -> Iterator[Recl
     old = sum(b.allocated_bytes for b in seen.backups if b is not kept)
     if old and "bot_backups" in takes:
         size = takes["bot_backups"].allocated_bytes
-        text = "nescord-ops backup adopt takes one into the store, and nescord-ops clean backups "
-        text += "removes those that were adopted; or move them off the volume"
+        text = "once a newer backup is proven, move the older ones off the volume or delete them: "
+        text += "nescord-ops backup adopt, then nescord-ops clean backups"
         yield Reclaimable(takes["bot_backups"].label, size, min(old, size), text)
     if "database_wal" in takes:
         text = "normal: the bot folds it in when it runs. It holds notes: never delete it by hand"

@@ -25,7 +25,16 @@ from nescord_ops.errors import BackupError, CaptureError, SettingsError, VolumeE
 from nescord_ops.prices import GUIDE_PRICE
 from nescord_ops.restore import UNTOUCHED
 from nescord_ops.settings import Settings
-from nescord_ops.snapshot import Moved, Progress, Snapshot, Stats, capture, scratch, stats
+from nescord_ops.snapshot import (
+    Moved,
+    Progress,
+    Snapshot,
+    Stats,
+    absorb_journal,
+    capture,
+    scratch,
+    stats,
+)
 from nescord_ops.stores import join
 from nescord_ops.swap import Swap
 from nescord_ops.waste import WORDS, Waste, proven_copies
@@ -307,7 +316,8 @@ def _put_back(work: _Work, done: Sequence[Swap]) -> None:
     ]
     try:
         rebuild.stage(kept)
-        rebuild.edit(kept, {})
+        for each in kept:
+            absorb_journal(each.staged)
         rebuild.settle(kept)
         _declare(work, swaps, "undoing of a clean-up")
     except BaseException:

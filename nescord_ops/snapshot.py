@@ -228,7 +228,7 @@ def _attempt(
             wal = notes.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
             _backup(notes, root / DATABASE, math.inf if wal else ROLLBACK_LIMIT_SECONDS)
     for copy in (root / DATABASE, target / chroma.DATABASE):
-        _absorb_journal(copy)
+        absorb_journal(copy)
     return taken, lock_seconds if vectors else 0.0, problems
 
 
@@ -307,7 +307,7 @@ def _backup(source: sqlite3.Connection, target: Path, limit_seconds: float) -> N
         source.backup(copy, pages=_STEP_PAGES, progress=step)
 
 
-def _absorb_journal(copy: Path) -> None:
+def absorb_journal(copy: Path) -> None:
     """Let SQLite fold a copied `-wal` or `-journal` into the copy, which then stands alone."""
     if any(database.beside(copy, suffix).exists() for suffix in _SUFFIXES[1:]):
         with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
