@@ -21,7 +21,13 @@ from pathlib import Path
 
 from nescord_ops import backup, chroma, database, rebuild, restore, show, swap, verify, volume
 from nescord_ops.checks import Check, Findings, fail, ok, warn
-from nescord_ops.errors import BackupError, CaptureError, SettingsError, VolumeError
+from nescord_ops.errors import (
+    BackupError,
+    CaptureError,
+    ChecksFailed,
+    SettingsError,
+    VolumeError,
+)
 from nescord_ops.prices import GUIDE_PRICE
 from nescord_ops.restore import UNTOUCHED
 from nescord_ops.settings import Settings
@@ -118,8 +124,8 @@ def run(
 
     A dry run writes scratch space only. To `apply`, nobody may have the stores open; `discard`
     removes what was replaced, once all is verified. Raise an OpsError, with the live data as it
-    was, if somebody has, if no backup can be proven, if there is no room, or if the repaired copies
-    are worse than the originals in anything.
+    was, if somebody has, if no backup can be proven, or if there is no room; ChecksFailed if the
+    repaired stores are worse than the old ones in anything that verify checks.
     """
     started = time.monotonic()
     chosen = _chosen(what, discard)
@@ -145,11 +151,10 @@ def run(
                 _discard(work)
         work.checks += _judged(items, found, applied=apply)
     kept = tuple(dict.fromkeys(work.kept))
-    remove = f"rm -r -- {shlex.join(map(str, kept))}" if kept else ""
     size = _used(kept)
     if kept:
         text = f"what was replaced takes {show.size(size)} in {' and '.join(map(str, kept))}"
-        work.checks.append(ok("clean.kept", text, hint=f"when all is well: {remove}"))
+        work.checks.append(ok("clean.kept", text, hint=f"when all is well: {_removal(kept)}"))
     return Cleaning(
         settings=settings,
         checks=tuple(work.checks),
@@ -159,7 +164,7 @@ def run(
         given_bytes=work.given_bytes,
         kept=kept,
         kept_bytes=size,
-        remove_command=remove,
+        remove_command=_removal(kept),
         backup_id=work.backup_id,
         applied=apply,
         seconds=time.monotonic() - started,
@@ -288,7 +293,7 @@ def _exchange(
     if worse := [*rebuild.regressions(before, after)]:
         _put_back(work, swaps)
         text = f"verify was worse, and the old state was put back: {'; '.join(worse)}"
-        work.checks.append(fail("clean.undone", text, "nescord-ops verify"))
+        raise ChecksFailed(text, f"nescord-ops verify; then {_removal(work.kept)}")
     work.given_bytes += size - _used(each.live for each in swaps)
 
 
@@ -351,6 +356,11 @@ def _discard(work: _Work) -> None:
         volume.remove_tree(path)
     work.kept.clear()
     work.checks.append(ok("clean.kept", "what was replaced was removed; the backup holds it"))
+
+
+def _removal(kept: Iterable[Path]) -> str:
+    paths = shlex.join(map(str, dict.fromkeys(kept)))
+    return f"rm -r -- {paths}" if paths else ""
 
 
 def _state(settings: Settings) -> Stats:

@@ -19,7 +19,7 @@ from typing import Any
 
 from nescord_ops import chroma, client, database, swap, verify, volume
 from nescord_ops.checks import Check, Status, ok
-from nescord_ops.errors import VolumeError
+from nescord_ops.errors import ChecksFailed, VolumeError
 from nescord_ops.proof import GRAVITY
 from nescord_ops.restore import UNTOUCHED
 from nescord_ops.settings import Settings
@@ -44,7 +44,7 @@ def rebuild(
     """Write the stores of `swaps` to their staged places without what was `found`, and prove them.
 
     `copy` is a snapshot of the same moment; it is used up. Raise VolumeError if a repaired copy
-    differs in anything else, or if any check of verify is worse than before.
+    differs in anything else, ChecksFailed if any check of verify is worse than before.
     """
     before = verify.examine(copy, settings)
     say("copying the live data")
@@ -67,7 +67,7 @@ def rebuild(
     seen = _examined(settings, copy, staged, records)
     backlog = sum(found[word].count for word in ("stale", "sync") if word in found)
     if worse := [*regressions(before, seen, backlog=backlog)]:
-        raise VolumeError(f"verify would be worse: {'; '.join(worse)}; {UNTOUCHED}", _HINT)
+        raise ChecksFailed(f"verify would be worse: {'; '.join(worse)}; {UNTOUCHED}", _HINT)
     if records:
         text = "ids, documents, metadata and vectors of all other records are as before"
         checks.append(ok("clean.records", text, value=records["records"], unit="records"))

@@ -232,7 +232,9 @@ def recover(settings: Settings, *, dry_run: bool = False) -> str:
             finish(swaps, note)
     for parent in {path.parent for path in places.values()}:
         for left in parent.glob(f"{HIDDEN}*"):
-            text = text or "an interrupted swap was undone: the live data is as it was before"
+            text = (
+                text or "an interrupted restore or clean-up was undone: the live data is as before"
+            )
             if not dry_run:
                 volume.remove_tree(left)
     return text

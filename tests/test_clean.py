@@ -23,7 +23,14 @@ from test_restore import HOLD_FILE, HOLD_WAL, Tree, holding, in_child, live, tin
 
 from nescord_ops import backup, capacity, clean, cli, rebuild, swap, verify
 from nescord_ops.checks import Check, Status, fail
-from nescord_ops.errors import BackupError, CaptureError, OpsError, SettingsError, VolumeError
+from nescord_ops.errors import (
+    BackupError,
+    CaptureError,
+    ChecksFailed,
+    OpsError,
+    SettingsError,
+    VolumeError,
+)
 from nescord_ops.settings import Settings, load
 from nescord_ops.store import Damage
 
@@ -320,7 +327,7 @@ def test_a_copy_that_verify_likes_less_is_thrown_away(
         )
 
     monkeypatch.setattr(verify, "examine", stricter)
-    refused(faulty, "verify would be worse: new: bad", "sync")
+    refused(faulty, "verify would be worse: new: bad", "sync", error=ChecksFailed)
 
 
 @pytest.mark.usefixtures("unproven")
@@ -340,11 +347,13 @@ def test_the_old_state_is_put_back_when_verify_is_worse_for_it(
         )
 
     monkeypatch.setattr(verify, "run", worse)
-    result = clean.run(faulty, apply=True, discard=True)
-    assert result.status is Status.FAIL
-    assert "put back: new: bad" in by_name(result)["clean.undone"].summary
+    with pytest.raises(ChecksFailed, match="the old state was put back: new: bad") as caught:
+        clean.run(faulty, apply=True, discard=True)
+    assert caught.value.exit_code == 1
     assert live(faulty) == old
-    assert len(result.kept) == 2
+    kept = sorted(faulty.database.parent.glob("replaced_*"))
+    assert tree(kept[0]) == old
+    assert f"rm -r -- {kept[0]} {kept[1]}" in caught.value.hint
 
 
 def test_only_what_was_meant_to_rise_may_rise() -> None:
