@@ -529,6 +529,7 @@ def test_killed_at_any_moment_both_stores_are_old_or_new(
         ends.append(after_kill(found, old))
         shutil.rmtree(app)
     assert "old" in ends
+    assert "new" in ends or kills < 50
 
 
 def after_kill(found: Settings, old: Tree) -> str:
