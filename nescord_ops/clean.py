@@ -242,6 +242,8 @@ def _perform(work: _Work, words: Sequence[str], found: Mapping[str, Waste]) -> N
         if found[word].problem:
             text = f"{found[word].problem}; {UNTOUCHED}"
             raise VolumeError(text, "check DATABASE_URL; nescord-ops verify")
+    strays = found["strays"].targets if "strays" in words else ()
+    swap.unheld([each for path in strays for each in swap.plan({"database": path}, work.now)])
     work.backup_id = _proven_backup(work)
     with capture(work.settings, work.say) as copy:
         found = _measured(work.settings, copy, words)
@@ -255,7 +257,7 @@ def _perform(work: _Work, words: Sequence[str], found: Mapping[str, Waste]) -> N
         with scratch(0, bot.path.parent) as hidden:  # what a kill leaves of it is no backup
             bot.path.rename(hidden / bot.path.name)
         work.given_bytes += bot.allocated_bytes
-    for path in found["strays"].targets if "strays" in found else ():
+    for path in strays:
         work.checks.append(_set_aside(path, work.now))
 
 
@@ -266,7 +268,7 @@ def _proven_backup(work: _Work) -> str:
         text = f"{made.backup.id} was taken before and proven; it takes "
         work.checks.append(ok("clean.backup", text + show.size(made.backup.added_bytes)))
         return made.backup.id
-    bad = next(check for check in made.checks if check.status.exit_code)
+    bad = next((check for check in made.checks if check.status.exit_code), made.checks[-1])
     raise BackupError(f"no proven backup ({bad.name}: {bad.summary}); {UNTOUCHED}", bad.hint)
 
 
@@ -334,7 +336,6 @@ def _put_back(work: _Work, done: Sequence[Swap]) -> None:
 def _set_aside(path: Path, now: datetime) -> Check:
     """Move a stray database, and what lies beside it, into a directory of its own."""
     (stray,) = swap.plan({"database": path}, now)
-    swap.unheld([stray])
     stray.kept.mkdir(mode=0o700)
     for file in stray.replaced.values():
         file.rename(stray.kept / file.name)

@@ -54,8 +54,14 @@ def rebuild(
     ids = sorted({id_ for word in RECORDS if word in found for id_ in found[word].targets})
     records: dict[str, Any] = {}
     if "chroma" in staged:
-        records = _delete(settings, staged["chroma"] if ids else copy.chroma, ids)
-        _refuse_migrated(copy, staged["chroma"])
+        assert copy.chroma
+        version = _migrations(copy.chroma)
+        records = _delete(settings, copy.chroma, ids)
+        if ids:
+            _delete(settings, staged["chroma"], ids)
+        if _migrations(staged["chroma"]) != version:
+            text = f"this chromadb is newer than the bot's and would migrate its store; {UNTOUCHED}"
+            raise VolumeError(text, "install nescord-ops beside the bot, in its environment")
     expected = edit(swaps, found)
     settle(swaps)
     say("comparing the copy with the original")
@@ -85,7 +91,7 @@ def _examined(
     with scratch(volume.usage(here.chroma_dir).allocated_bytes + _MARGIN_BYTES) as root:
         copy_tree(here.chroma_dir, root / "chromadb")
         after = dataclasses.replace(after, chroma=root / "chromadb")
-        if _delete(settings, after.chroma, []) != records:
+        if _delete(settings, root / "chromadb", []) != records:
             text = f"the {records['records']:,} records that stay would not be as they were"
             raise VolumeError(f"{text}; {UNTOUCHED}", _HINT)
         return verify.examine(after, here, round_trip=True, index_limit_bytes=math.inf)
@@ -137,7 +143,7 @@ def settle(swaps: Iterable[swap.Swap]) -> None:
         sync(each.staged.parent)
 
 
-def _delete(settings: Settings, directory: Path | None, ids: Sequence[str]) -> dict[str, Any]:
+def _delete(settings: Settings, directory: Path, ids: Sequence[str]) -> dict[str, Any]:
     """Have Chroma delete ids from a copy; return the count and a digest of its other records."""
     request = {"action": "delete", "directory": str(directory), "ids": ids}
     answer = client.ask([{**request, "collection": settings.collection}], _TIMEOUT_SECONDS)
@@ -147,16 +153,10 @@ def _delete(settings: Settings, directory: Path | None, ids: Sequence[str]) -> d
     return answer.result
 
 
-def _refuse_migrated(copy: Snapshot, staged: Path) -> None:
-    """Raise VolumeError if the client has changed the version of the copy."""
-    assert copy.chroma
-    versions = []
-    for root in (copy.chroma, staged):
-        with contextlib.closing(sqlite3.connect(root / chroma.DATABASE)) as db:
-            versions.append(db.execute("SELECT dir, version FROM migrations").fetchall())
-    if not {*versions[1]} <= {*versions[0]}:
-        text = f"this chromadb is newer than the bot's and would migrate its store; {UNTOUCHED}"
-        raise VolumeError(text, "install nescord-ops beside the bot, in its environment")
+def _migrations(root: Path) -> list[tuple[str, int]]:
+    """What chromadb has made of a copy's tables: an older one cannot open what a newer one has."""
+    with contextlib.closing(sqlite3.connect(root / chroma.DATABASE)) as db:
+        return db.execute("SELECT dir, version FROM migrations ORDER BY dir, version").fetchall()
 
 
 def edit(swaps: Iterable[swap.Swap], found: Mapping[str, Waste]) -> Changes:
