@@ -238,14 +238,14 @@ def clean(
     context: typer.Context,
     what: Annotated[
         list[str] | None,
-        typer.Argument(metavar="WHAT", help="Default: all but what must be named."),
+        typer.Argument(metavar="WHAT", help="Words of the README; default: all but strays, stale."),
     ] = None,
     apply: Annotated[bool, typer.Option("--apply", help="Do it, with the bot stopped.")] = False,
     discard: Annotated[
         bool, typer.Option("--discard", help="Remove what was replaced, once all is verified.")
     ] = False,
 ) -> None:
-    """Give space back and repair what verify finds; says what it would do, or does it."""
+    """Give space back and repair what verify finds; without --apply, say what would go."""
     from nescord_ops import clean as capability
 
     with resolved(context.obj) as settings, progress() as say:
