@@ -23,6 +23,7 @@ from test_restore import HOLD_FILE, HOLD_WAL, Tree, holding, in_child, live, tin
 
 from nescord_ops import backup, capacity, clean, cli, rebuild, swap, verify
 from nescord_ops.checks import Check, Status, fail
+from nescord_ops.demo import Demo
 from nescord_ops.errors import (
     BackupError,
     CaptureError,
@@ -31,6 +32,7 @@ from nescord_ops.errors import (
     SettingsError,
     VolumeError,
 )
+from nescord_ops.faults import FAULTS as PLANTS
 from nescord_ops.settings import Settings, load
 from nescord_ops.store import Damage
 
@@ -54,9 +56,17 @@ QUEUE_TABLE = (
 )
 
 
+@pytest.fixture(scope="module")
+def base_faulty(base_demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    app = shutil.copytree(base_demo.app_dir, tmp_path_factory.mktemp("faulty") / "app")
+    for name in FAULTS:
+        PLANTS[name].plant(dataclasses.replace(base_demo, app_dir=app))
+    return app
+
+
 @pytest.fixture
-def faulty(demo: MakeDemo) -> Settings:
-    return load(app_dir=demo(*FAULTS).app_dir)
+def faulty(base_faulty: Path, tmp_path: Path) -> Settings:
+    return load(app_dir=shutil.copytree(base_faulty, tmp_path / "app"))
 
 
 @pytest.fixture
@@ -348,7 +358,7 @@ def test_the_old_state_is_put_back_when_verify_is_worse_for_it(
 
     monkeypatch.setattr(verify, "run", worse)
     with pytest.raises(ChecksFailed, match="the old state was put back: new: bad") as caught:
-        clean.run(faulty, apply=True, discard=True)
+        clean.run(faulty, ["segments", "sync"], apply=True, discard=True)
     assert caught.value.exit_code == 1
     assert live(faulty) == old
     kept = sorted(faulty.database.parent.glob("replaced_*"))
@@ -522,8 +532,8 @@ def test_killed_at_any_moment_both_stores_are_old_or_new(
             seconds = clean.run(found, apply=True).seconds
             continue
         pid = in_child(lambda: clean.run(found, apply=True))  # noqa: B023
-        # evenly, with the last moments, of the swap, among them
-        time.sleep(chance.uniform(0, seconds * 1.1))
+        # spread over the whole time: the swap comes last
+        time.sleep(seconds * 1.1 * (number - 1 + chance.random()) / kills)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         ends.append(after_kill(found, old))
