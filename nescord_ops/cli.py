@@ -256,6 +256,32 @@ def clean(
 
 
 @app.command()
+def troubleshoot(
+    context: typer.Context,
+    symptom: Annotated[
+        str, typer.Option(help="What is wrong; without it, all that is found.", metavar="NAME")
+    ] = "",
+    logs: Annotated[
+        list[Path] | None, typer.Option(help="Logs to read; default the bot's.", metavar="FILE")
+    ] = None,
+    demo: Demo = False,
+    depth: Depth = "full",
+) -> None:
+    """What is wrong, why, and the commands that put it right."""
+    from nescord_ops import troubleshoot as capability
+
+    call: Invocation = context.obj
+    with resolved(call, demo) as settings, progress() as say:
+        options: dict[str, Any] = {"symptom": symptom, "files": logs or (), "depth": depth}
+        findings = capability.run(settings, **options, progress=say)
+    try:
+        finish(call, findings)
+    finally:
+        if not call.json and findings.diagnoses:
+            typer.echo(findings.text)
+
+
+@app.command()
 def report(
     context: typer.Context,
     names: Annotated[

@@ -77,6 +77,12 @@ def wrong_dimension(demo: Demo) -> None:
             " embedding_hash = NULL, retry_count = 3, last_error = ?",
             (error,),
         )
+        (key,) = connection.execute("SELECT note_id FROM sync_metadata").fetchone()
+    service = "nescordbot.services.sync_manager | sync_note_to_chromadb:371"
+    with demo.log_file.open("a", encoding="utf-8") as file:
+        file.write(
+            f"{demo.now:%F %T} | ERROR    | {service} | Failed to sync note {key}: {error}\n"
+        )
 
 
 def lost_vectors(demo: Demo) -> None:

@@ -24,7 +24,9 @@ from nescord_ops import show
 if TYPE_CHECKING:
     from nescord_ops.capacity import Capacity
     from nescord_ops.cost import Cost
+    from nescord_ops.logs import Log
 
+BARS = 120
 WIDTH_INCHES = 5.6  # no wider, so that text is still legible on a phone
 INK, FAINT = "#71777d", "#9aa0a6"
 BLUE, TEAL, AMBER, RED = "#3b86b8", "#2f9583", "#b5842c", "#c25548"
@@ -189,6 +191,35 @@ def backups(cost: Cost) -> Figure:
         return draw(
             f"One copy of {show.size(kept[0].allocated_bytes)} costs {show.dollars(kept[0].usd)} a"
             f" month, ten cost {show.dollars(kept[-1].usd)}.{warning}"
+        )
+
+
+def errors(log: Log) -> Figure:
+    """Errors and warnings over time, in at most BARS equal steps of whole hours."""
+    title = "Errors and warnings over time"
+    if not log.hours:
+        return _empty(title, "No line with a time was read.")
+    first, last = log.hours[0].at, log.hours[-1].at
+    step = timedelta(hours=((last - first) // timedelta(hours=1)) // BARS + 1)
+    bars = [first + step * number for number in range((last - first) // step + 1)]
+    bad, meant = [0] * len(bars), [0] * len(bars)
+    for hour in log.hours:
+        place = (hour.at - first) // step
+        bad[place] += hour.errors
+        meant[place] += hour.warnings
+    with _canvas(title, 2.6) as (axes, draw):
+        axes.bar(bars, meant, width=step, align="edge", color=AMBER)
+        axes.bar(bars, bad, width=step, align="edge", color=RED, bottom=meant)
+        axes.set_ylabel(
+            f"in {step // timedelta(hours=1)} h: red errors, yellow warnings", fontsize=8
+        )
+        axes.set_ylim(0, max(map(sum, zip(bad, meant, strict=True))) * 1.1 or 1)
+        _time_axis(axes)
+        worst = max(log.hours, key=lambda hour: (hour.errors, hour.warnings))
+        most = f"; most in the hour of {show.moment(worst.at)}" if sum(bad) + sum(meant) else ""
+        return draw(
+            f"{sum(bad):,} errors and {sum(meant):,} warnings from {show.moment(log.first_at)} to"
+            f" {show.moment(log.last_at)}{most}."
         )
 
 

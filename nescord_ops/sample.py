@@ -295,7 +295,7 @@ def _write_log(demo: Demo) -> None:
     """Write the last notes' lines in the format of the bot's log file."""
     services = "nescordbot.services"
     start = demo.now - QUIET - timedelta(days=30)
-    lines = [(start, "nescordbot.main", "setup:58", "NescordBot is ready")]
+    lines = [(start, "nescordbot.runner", "run_bot:148", "Starting NescordBot...")]
     for number in range(max(0, demo.notes - 200), demo.notes):
         when, key = demo.created_at(number), note_id(demo.seed, number)
         created = f"Created note: {key}"

@@ -1,0 +1,182 @@
+"""A cause's fix as a shell script for this very installation: its paths, its backup, its place.
+
+On Railway only a redeploy stops the bot, and it loses what is not on the volume. So what lies off
+the volume is backed up while the bot runs, and restored behind the redeploy.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterable
+
+from nescord_ops import inventory, show
+from nescord_ops import settings as all_settings
+from nescord_ops.database import beside
+from nescord_ops.errors import OpsError
+from nescord_ops.inventory import Backup
+from nescord_ops.settings import SQLITE_PREFIX, Settings
+
+# With the bot stopped: what Chroma does not have is to be added again by the bot.
+_REQUEUE = (
+    "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); "
+    'c.execute("ATTACH ? AS vec", sys.argv[2:]); '
+    "c.execute(\"UPDATE sync_metadata SET sync_status = 'pending', retry_count = 0 WHERE"
+    " 'note_' || note_id NOT IN (SELECT embedding_id FROM vec.embeddings)\"); c.commit()"
+)
+_NO_BACKUP = "# there is no backup to restore: look for one among Railway's own, in its dashboard"
+
+
+def script(fix: Iterable[str], names: dict[str, str]) -> tuple[str, ...]:
+    """Given the lines of a fix, return them filled in; what comes out empty is left out."""
+    filled = "\n".join(line.format_map(names) for line in fix)
+    return tuple(line for line in filled.splitlines() if line)
+
+
+def names(settings: Settings) -> dict[str, str]:
+    """Return what the lines of a fix may name, each ready for a shell."""
+    railway = settings.volume_mount is not None
+    stop = "# stop the bot"
+    if railway:
+        stop = "# set the start command to `sleep infinity`, redeploy, then in `railway ssh`:"
+    tool = command(settings)
+    newest, vectors = _backups(settings)
+    requeue = shlex.join(
+        ["python3", "-c", _REQUEUE, str(settings.database), f"{settings.chroma_dir}/chroma.sqlite3"]
+    )
+    start = "# put the start command back and redeploy" if railway else "# start the bot"
+    return {
+        "tool": tool,
+        "stop": stop,
+        "start": start,
+        "restart": "railway redeploy  # on your own machine" if railway else "# restart the bot",
+        "restore": _restore(tool, newest),
+        "restore_vectors": "\n".join(_restore_vectors(settings, tool, vectors, requeue)),
+        "requeue": requeue,
+        "run_as_root": _set(settings, "RAILWAY_RUN_UID", "0") if railway else "",
+        "move_database": "\n".join(_move_database(settings, tool, stop, start)),
+        "move_stores": "\n".join(_move_stores(settings, tool, stop, start)),
+        "mount": shlex.quote(str(settings.volume_mount or "/app/data")),
+        "database": shlex.quote(str(settings.database)),
+        "data": shlex.quote(str(settings.database.parent)),
+        "chroma": shlex.quote(str(settings.chroma_dir)),
+    }
+
+
+def command(settings: Settings) -> str:
+    """Return how `nescord-ops` is called from anywhere for this installation."""
+    words = ["nescord-ops", "--app-dir", str(settings.app_dir)]
+    if settings.env_file and settings.env_file != settings.app_dir / ".env":
+        words += ["--env-file", str(settings.env_file)]
+    try:
+        found = all_settings.load(app_dir=settings.app_dir, env_file=settings.env_file)
+        same = (found.database, found.chroma_dir) == (settings.database, settings.chroma_dir)
+    except OpsError:
+        same = False
+    if not same:
+        words += ["--database-url", settings.database_url, "--chroma-dir", str(settings.chroma_dir)]
+    return shlex.join(words)
+
+
+def _backups(settings: Settings) -> tuple[Backup | None, Backup | None]:
+    """The newest good backup, and the newest that holds vectors; else one of the bot's own."""
+    try:
+        known = inventory.listing(settings, looking=True).backups
+    except OpsError:
+        return None, None
+    good = [backup for backup in known if backup.good]
+    whole = [backup for backup in known if not backup.fault]
+    full = [
+        backup
+        for backup in good
+        if backup.evidence["collections"].get(settings.collection, {}).get("count", 0) > 1
+    ]
+    choices = [*good, *whole]
+    return next(iter(choices), None), next(iter([*full, *choices]), None)
+
+
+def _restore(tool: str, backup: Backup | None) -> str:
+    if backup is None:
+        return _NO_BACKUP
+    when = show.moment(backup.taken_at)
+    text = f"# notes written after {when} will be in replaced_…/ only: nothing is deleted"
+    return f"{text}\n{tool} restore {shlex.quote(backup.id)}"
+
+
+def _restore_vectors(
+    settings: Settings, tool: str, backup: Backup | None, requeue: str
+) -> Iterable[str]:
+    """Put back the vectors of a backup and leave the notes, which are newer, as they are."""
+    if backup is None:
+        yield _NO_BACKUP
+        return
+    chroma = settings.chroma_dir
+    taken = settings.database.parent / f"restored_{backup.id}"
+    yield f"{tool} restore {shlex.quote(backup.id)} --to {shlex.quote(str(taken))}"
+    yield shlex.join(["mv", "-T", "--", str(chroma), f"{chroma}.replaced_by_{backup.id}"])
+    yield shlex.join(["mv", "-T", "--", str(taken / "chromadb"), str(chroma)])
+    yield f"# notes since {show.moment(backup.taken_at)} are to be added by the bot again:"
+    yield requeue
+    yield f"# when all is well, remove {taken} and {chroma}.replaced_by_{backup.id}"
+
+
+def _set(settings: Settings, name: str, value: str) -> str:
+    """The line that sets a variable: on Railway, in the `.env` file, or for a person."""
+    if settings.volume_mount:
+        return f"railway variable set {shlex.quote(f'{name}={value}')}"
+    if not settings.env_file or name in os.environ:
+        return f"# set {name}={value} in the bot's environment"
+    file = shlex.quote(str(settings.env_file))
+    written = settings.env_file.read_text("utf-8", errors="replace")
+    if not re.search(rf"(?m)^(?:export )?{name}=", written):
+        return f"echo {shlex.quote(f'{name}={value}')} >> {file}"
+    safe = re.sub(r"([\\&|])", r"\\\1", value)
+    return f"sed -i -E {shlex.quote(f's|^(export )?{name}=.*|{name}={safe}|')} {file}"
+
+
+def _move_database(settings: Settings, tool: str, stop: str, start: str) -> Iterable[str]:
+    """Move the database to where DATABASE_URL was meant to put it, and correct the variable."""
+    source, target = settings.database, settings.database_meant
+    if target is None:
+        return
+    url = _set(settings, "DATABASE_URL", f"{SQLITE_PREFIX}{target}")
+    if settings.volume_mount:
+        yield from _carry(tool, stop, start, [url])
+        return
+    yield stop
+    yield f"mkdir -p {shlex.quote(str(target.parent))}"
+    if target.exists():
+        yield "# another database is there: it is kept; look which one holds your notes"
+    for path in (source, *(beside(source, suffix) for suffix in ("-wal", "-shm"))):
+        to = target.with_name(path.name.replace(source.name, target.name))
+        if to.exists():
+            yield shlex.join(["mv", "-T", "--", str(to), f"{to}.earlier"])
+        if path.exists():
+            yield shlex.join(["mv", "-T", "--", str(path), str(to)])
+    yield url
+    yield start
+
+
+def _move_stores(settings: Settings, tool: str, stop: str, start: str) -> Iterable[str]:
+    """Move what lies off the volume onto it."""
+    mount = settings.volume_mount
+    if mount is None:
+        return
+    lines = []
+    if not settings.database.is_relative_to(mount):
+        lines.append(_set(settings, "DATABASE_URL", f"{SQLITE_PREFIX}{mount / 'nescordbot.db'}"))
+    if not settings.chroma_dir.is_relative_to(mount):
+        lines.append(_set(settings, "CHROMADB_PERSIST_DIRECTORY", str(mount / "chromadb")))
+    yield from _carry(tool, stop, start, lines)
+
+
+def _carry(tool: str, stop: str, start: str, variables: Iterable[str]) -> Iterable[str]:
+    yield "# while the bot runs and nobody writes, for a redeploy loses what is off the volume:"
+    yield f"{tool} backup create --drill"
+    yield "# on your own machine:"
+    yield from variables
+    yield stop
+    yield "nescord-ops backup list"
+    yield "# restore the backup that you have just taken: nescord-ops restore ID"
+    yield start

@@ -1,0 +1,245 @@
+"""What is wrong, why, and what to type: symptoms traced to causes by evidence.
+
+The evidence is what verify sees, who has the database open, and what the logs say. A cause is
+reported when something speaks for it: data in danger first, then by the weight of what speaks for
+it. Nothing is repaired here: a fix is shown as commands for this very installation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import re
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nescord_ops import fixes, holders, logs, show, verify
+from nescord_ops.causes import CAUSES, SYMPTOMS, Cause
+from nescord_ops.checks import Check, Findings, Status, ok, unknown, warn
+from nescord_ops.errors import CaptureError, SettingsError
+from nescord_ops.settings import Settings
+from nescord_ops.snapshot import Progress, capture
+
+if TYPE_CHECKING:
+    from nescord_ops.figures import Figure
+
+LOGS_HINT = "railway logs > bot.txt, then: nescord-ops troubleshoot --logs bot.txt"
+_BAD = (Status.FAIL, Status.WARN)
+_GRAVITY = (Status.FAIL, Status.WARN, Status.OK)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """A cause that something speaks for: `score` is the weight of the `evidence`.
+
+    `against` is what was looked at and speaks against it. `commands` are lines of a shell script,
+    those with `#` for a person; `confirm` is the command that shows whether it has helped.
+    """
+
+    name: str
+    symptoms: tuple[str, ...]
+    says: str
+    status: Status
+    score: int
+    evidence: tuple[str, ...]
+    against: tuple[str, ...]
+    commands: tuple[str, ...]
+    confirm: str
+
+    @property
+    def text(self) -> str:
+        """The evidence, the fix and what confirms it, a line each."""
+        parts = (("Because", self.evidence), ("Against it", self.against))
+        said = [f"  {word}: {line}" for word, lines in parts for line in lines]
+        commands = [f"    {line}" for line in self.commands]
+        return "\n".join([*said, "  Fix:", *commands, "  To confirm:", f"    {self.confirm}"])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Troubleshooting(Findings):
+    """What troubleshoot found: `diagnoses`, most likely first, and the `log` that was read."""
+
+    name = "troubleshoot"
+
+    settings: Settings
+    checks: tuple[Check, ...]
+    symptom: str
+    diagnoses: tuple[Diagnosis, ...]
+    log: logs.Log
+
+    @property
+    def text(self) -> str:
+        """Every diagnosis with its evidence and its fix, for a terminal."""
+        return show.printable("\n\n".join(f"{x.says}\n{x.text}" for x in self.diagnoses))
+
+    def plans(self) -> show.Html:
+        """Every diagnosis with its evidence and its fix, for a notebook."""
+        parts = [
+            f"<h3>{show.badge(each.status)} {html.escape(each.says)}</h3>"
+            f"<pre>{html.escape(show.printable(each.text))}</pre>"
+            for each in self.diagnoses
+        ]
+        return show.Html("".join(parts) or "<p>Nothing to repair.</p>", self.text)
+
+    def groups(self, rows: int = 20) -> show.Html:
+        """Return what the logs say most often, known messages first."""
+        ranked = sorted(self.log.groups, key=lambda group: not group.message)
+        cells = (
+            (
+                g.level,
+                g.count,
+                show.moment(g.first_at),
+                show.moment(g.last_at),
+                g.message,
+                g.example,
+            )
+            for g in ranked[:rows]
+        )
+        columns = ("Level", "Count", "First", "Last", "Known as", "Example")
+        caption = f"{len(ranked):,} groups; {self.log.ungrouped:,} records are in none of them"
+        return show.Html(show.table(columns, cells, caption=caption), caption)
+
+    def timeline(self) -> Figure:
+        """Return errors and warnings over time."""
+        from nescord_ops import figures
+
+        return figures.errors(self.log)
+
+
+def symptoms() -> show.Html:
+    """Return what may be wrong, as an operator sees it."""
+    return show.Html(show.table(("Symptom", "What is seen"), SYMPTOMS.items()))
+
+
+def run(
+    settings: Settings,
+    *,
+    symptom: str = "",
+    files: Sequence[Path] = (),
+    depth: str = "full",
+    now: datetime | None = None,
+    progress: Progress | None = None,
+) -> Troubleshooting:
+    """Given a symptom (default: all), return the causes that the evidence supports.
+
+    Reads `files`, by default the bot's log and its rotated ones. Writes what verify writes, to the
+    volume and to scratch space. Raise SettingsError for an unknown symptom or depth.
+    """
+    if symptom and symptom not in SYMPTOMS:
+        hint = f"one of {', '.join(SYMPTOMS)}"
+        raise SettingsError(f"no symptom is called {symptom!r}", hint)
+    say = progress or (lambda _: None)
+    say("reading the logs")
+    log = logs.read(files or logs.rotated(settings.log_file))
+    checks = [*_seen(settings, depth, now, say), *_of_logs(log, bool(files)), _holders(settings)]
+    names = fixes.names(settings)
+    wanted = [cause for cause in CAUSES if symptom in ("", *cause.symptoms)]
+    found = (_diagnosis(cause, checks, log, names) for cause in wanted)
+    supported = [each for each in found if each.score]
+    ranked = sorted(supported, key=lambda each: (_GRAVITY.index(each.status), -each.score))
+    shown = tuple(_conclusions(ranked, wanted, symptom, checks))
+    return Troubleshooting(settings, shown, symptom, tuple(ranked), log)
+
+
+def _seen(settings: Settings, depth: str, now: datetime | None, say: Progress) -> Iterator[Check]:
+    """What verify sees, but for the test document, which needs Chroma and says no more."""
+    quick = verify.run(settings, depth="quick" if depth == "full" else depth, now=now)
+    yield from (c for c in quick.checks if depth == "quick" or c.name not in verify.DEEP)
+    if depth == "quick":
+        return
+    try:
+        with capture(settings, say) as snapshot:
+            say("looking at the copy")
+            yield from verify.examine(snapshot, settings)
+    except CaptureError as error:
+        yield unknown("capture.moment", str(error), error.hint)
+
+
+def _of_logs(log: logs.Log, named: bool) -> Iterator[Check]:
+    """Whether logs were read, and whether the bot starts again and again."""
+    for problem in log.problems:
+        yield unknown("logs.read", problem, LOGS_HINT, expected=not (named or log.files))
+    if log.files:
+        zone = "; stamps without a time zone are taken as UTC" if log.without_zone else ""
+        span = f"from {show.moment(log.first_at)} to {show.moment(log.last_at)}"
+        yield ok("logs.read", f"{log.lines:,} lines, {span}{zone}", value=log.lines, unit="lines")
+    if log.loops:
+        last = log.loops[-1]
+        span = f"{show.moment(last.first_at)} and {show.moment(last.last_at)}"
+        text = f"{len(log.loops)} crash loops, the last of {last.starts} starts between {span}"
+        yield warn("logs.loops", text, "see the errors behind each start", value=len(log.loops))
+    elif log.files:
+        text = f"the bot started {log.starts:,} times, never again and again within minutes"
+        yield ok("logs.loops", text, value=log.starts, unit="starts")
+
+
+def _holders(settings: Settings) -> Check:
+    """Who has the database open: the bot alone may."""
+    seen = holders.scan([settings.database]).holders
+    text = "; ".join(map(str, seen)) or "no process has the database open"
+    if len(seen) > 1:
+        return warn(
+            "bot.holders", text, "one of them may be the bot; end the others", value=len(seen)
+        )
+    return ok("bot.holders", text, value=len(seen), unit="processes")
+
+
+def _diagnosis(
+    cause: Cause, checks: Sequence[Check], log: logs.Log, names: dict[str, str]
+) -> Diagnosis:
+    """Weigh everything that speaks for a cause, and for its contrary."""
+    score, evidence, against, worst = 0, [], [], [Status.OK]
+    for sign in cause.signs:
+        for check in checks:
+            if check.name != sign.check:
+                continue
+            line = f"{check.name}: {check.summary}"
+            if check.status in _BAD and re.search(sign.text, check.summary):
+                score += sign.weight
+                evidence.append(line)
+                worst.append(check.status)
+            elif check.status is Status.OK:
+                against.append(line)
+    for group in log.groups:
+        if weight := cause.messages.get(group.message, 0):
+            score += weight
+            times = f"{group.count:,} times, last {show.moment(group.last_at)}"
+            evidence.append(f"log, {times}: {group.example}")
+            worst.append(Status.WARN)
+    if cause.messages and log.files and not log.groups:
+        against.append(f"{log.lines:,} lines of logs say nothing of it")
+    return Diagnosis(
+        *(cause.name, cause.symptoms, cause.says, min(worst, key=_GRAVITY.index), score),
+        *(tuple(evidence), tuple(dict.fromkeys(against)), fixes.script(cause.fix, names)),
+        f"{names['tool']} verify",
+    )
+
+
+def _conclusions(
+    ranked: Sequence[Diagnosis],
+    wanted: Sequence[Cause],
+    symptom: str,
+    checks: Sequence[Check],
+) -> Iterator[Check]:
+    """The causes as checks, what was looked at, and what no cause explains."""
+    for each in ranked:
+        hint = next((c for c in each.commands if not c.startswith("#")), each.commands[0])
+        text = f"{each.says} ({each.evidence[0]})"
+        yield Check(f"cause.{each.name}", each.status, text, hint, each.score, "points")
+    made = [c for c in checks if c.status is not Status.UNKNOWN]
+    yield ok("looked.checks", f"{len(made)} checks were made", value=len(made), unit="checks")
+    if not ranked:
+        what = f"{SYMPTOMS[symptom]!r}" if symptom else "any trouble that is known here"
+        names = {sign.check for cause in wanted for sign in cause.signs}
+        contrary = "; ".join(c.summary for c in made if symptom and c.name in names)
+        yield ok("cause.none", f"nothing speaks for {what}; against it: {contrary or 'all checks'}")
+    explained = {sign.check for cause in CAUSES for sign in cause.signs}
+    told = set()
+    for check in checks:
+        bad = check.status in _BAD and check.name not in explained
+        unseen = check.status is Status.UNKNOWN and check.summary not in told
+        if bad or unseen or check.name == "logs.read":
+            told.add(check.summary)
+            yield check
