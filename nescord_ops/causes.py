@@ -13,11 +13,15 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:
-    """A known line of a log: a regular expression without digits, and who says it where."""
+    """A known line of a log: a regular expression without digits, and who says it where.
+
+    A `general` one counts only where no other is in the line: it passes on another's message.
+    """
 
     name: str
     pattern: str
     source: str
+    general: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,8 +68,8 @@ _BOT = "NescordBot, September 2025"
 MESSAGES = (
     Message("started", "Starting NescordBot", f"{_BOT}: main.py"),
     Message("stopped", "Received SIGTERM", f"{_BOT}: main.py; Railway ends containers so"),
-    Message("ended", "Bot exited with code|Unexpected error during bot exec", f"{_BOT}: main.py"),
-    Message("settings", "Environment validation failed|Fatal startup error", f"{_BOT}: main.py"),
+    Message("ended", "Bot exited with code|Unexpected error during bot", f"{_BOT}: main.py", True),
+    Message("settings", "Environment validation failed", f"{_BOT}: main.py"),
     Message("login", "Improper token has been passed", "discord.py: http.py"),
     Message("no_embedding", "Gemini API key not configured|EmbeddingService not available"
             "|Gemini API not available", f"{_BOT}: embedding.py, sync_manager.py"),
@@ -86,7 +90,7 @@ MESSAGES = (
     Message("denied", "Permission denied|Read-only file system", "errno(3)"),
     Message("memory", r"MemoryError|Cannot allocate memory|[Oo]ut of memory|OOMKilled|^Killed$",
             "Python; errno(3); the kernel, and what runs containers"),
-    Message("sync_failed", "Failed to (?:sync note|add document)", f"{_BOT}: sync_manager.py"),
+    Message("sync_failed", "Failed to (?:sync note|add document)", f"{_BOT}: services", True),
 )  # fmt: skip
 
 _RESTORE = ("{stop}", "{restore}", "{start}")

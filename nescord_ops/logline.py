@@ -59,7 +59,10 @@ _VARIABLE = re.compile(
     r"|(?P<hex>(?<![0-9A-Za-z])(?:0x[0-9a-f]+|(?=[0-9a-f]*[0-9])[0-9a-f]{8,})(?![0-9A-Za-z]))"
     r"|(?P<n>\d+(?:\.\d+)?)"
 )
-_KNOWN = re.compile("|".join(f"(?P<{message.name}>{message.pattern})" for message in MESSAGES))
+_KNOWN = [
+    re.compile("|".join(f"(?P<{m.name}>{m.pattern})" for m in MESSAGES if m.general is general))
+    for general in (False, True)
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -124,7 +127,7 @@ def parse(raw: bytes) -> Line:
     head = _HEAD.match(text)
     assert head
     stamp, zone, level, text = head["stamp"], head["zone"], head["level"] or "", head["text"]
-    known = _KNOWN.search(text)
+    known = _KNOWN[0].search(text) or _KNOWN[1].search(text)
     return Line(
         head=bool(stamp or level),
         level=LEVELS.get(level, level),
