@@ -295,7 +295,7 @@ class _Reader:
         self.flush()
         if line.stamp_at >= 0 and not stamp:
             stamp = raw[line.stamp_at : line.stamp_at + 19].replace(b"T", b" ")
-            self.zoneless = True
+            self.zoneless = self.zoneless or not line.utc
         level = line.level or LEVELS.get(level, level)
         level = level if level in _RANKS else "none"
         self._begin(line.utc or stamp, level)

@@ -202,13 +202,13 @@ def _diagnosis(
                 worst.append(check.status)
             elif check.status is Status.OK:
                 against.append(line)
-    for group in log.groups:
-        if weight := cause.messages.get(group.message, 0):
-            score += weight
-            times = f"{group.count:,} times, last {show.moment(group.last_at)}"
-            evidence.append(f"log, {times}: {group.example}")
-            worst.append(Status.WARN)
-    if cause.messages and log.files and not log.groups:
+    said = [group for group in log.groups if group.message in cause.messages]
+    for group in said:
+        score += cause.messages[group.message]
+        times = f"{group.count:,} times, last {show.moment(group.last_at)}"
+        evidence.append(f"log, {times}: {group.example}")
+        worst.append(Status.WARN)
+    if cause.messages and log.files and not said:
         against.append(f"{log.lines:,} lines of logs say nothing of it")
     return Diagnosis(
         *(cause.name, cause.symptoms, cause.says, min(worst, key=_GRAVITY.index), score),
