@@ -43,7 +43,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     shown, _, modules = done.stdout.partition("MODULES ")
-    for command in ("verify", "capacity", "cost", "report", "demo"):
+    for command in ("verify", "capacity", "cost", "troubleshoot", "report", "demo"):
         assert command in shown
     assert not HEAVY & set(modules.split())
 

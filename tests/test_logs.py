@@ -15,10 +15,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nescord_ops import logs
+from nescord_ops import logpass, logs
 from nescord_ops.demo import Demo
 from nescord_ops.logline import fingerprint, mask
-from nescord_ops.logs import GROUPS, Group, Hour, Log
+from nescord_ops.logpass import GROUPS
+from nescord_ops.logs import Group, Hour, Log
 
 T = "2026-08-01 12:00:0"
 TRACEBACK = """Traceback (most recent call last):
@@ -258,6 +259,25 @@ def test_a_line_of_10_mb_is_cut_and_the_next_one_is_read(log: Path) -> None:
     assert max(len(group.example) for group in found.groups) <= 300
 
 
+def test_a_message_that_repeats_itself_is_counted_to_the_last(log: Path) -> None:
+    when = datetime(2026, 8, 1, 12, tzinfo=UTC)
+    lines = [
+        f"{when + timedelta(seconds=n):%F %T} | ERROR    | nescordbot.x | y:1 | Took {n} ms for"
+        f" {n:08x}-1111-4111-8111-{n:012x}: database is locked\n"
+        for n in range(5000)
+    ]
+    lines[2000] = f"{lines[2000][:-1]}, again\n"
+    text = "".join(lines[:3000]) + TRACEBACK + "".join(lines[3000:])
+    found = read(log, text + "ERROR: the last\n")
+    assert found.levels == {"ERROR": 5001}
+    assert found.lines == 5001 + TRACEBACK.count("\n")
+    assert {group.message: group.count for group in found.groups} == {"locked": 5000, "": 1}
+    locked = next(group for group in found.groups if group.message)
+    assert locked.last_at == found.last_at == when + timedelta(seconds=4999)
+    assert [hour.errors for hour in found.hours] == [3600, 1400]
+    assert "SaveError" in repr(read(log, TRACEBACK.join([*lines[:20], *lines[:20]])).groups)
+
+
 def test_groups_are_bounded_and_what_is_left_out_is_counted(log: Path) -> None:
     words = ("".join(chr(97 + int(d)) for d in f"{n:05}") for n in range(3 * GROUPS))
     lines = [f"ERROR: word {word}\n" for word in words]
@@ -270,7 +290,7 @@ def test_groups_are_bounded_and_what_is_left_out_is_counted(log: Path) -> None:
 def test_hours_are_bounded_and_an_impossible_time_is_none(
     log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "HOURS", 2)
+    monkeypatch.setattr(logpass, "HOURS", 2)
     stamps = ("2026-99-99 12:00:00", "2026-08-01 12:00:00", "2026-08-01 13:00:00",
               "2026-08-01 14:00:00", "0000-00-00 00:00:00")  # fmt: skip
     found = read(

@@ -407,3 +407,9 @@ def test_the_bot_adds_what_the_fix_has_marked(demo: MakeDemo, tmp_path: Path) ->
     chroma_build.run(made.chroma_dir, "add", records=records)
     after = dataclasses.asdict(verify.run(settings.load(app_dir=made.app_dir)))["checks"]
     assert "stores.lost" not in {c["name"] for c in after if c["status"] == "fail"}
+
+
+def test_the_readme_names_every_symptom() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    for symptom, words in SYMPTOMS.items():
+        assert f"| `{symptom}` | {words} |" in readme
