@@ -208,11 +208,11 @@ def errors(log: Log) -> Figure:
         bad[place] += hour.errors
         meant[place] += hour.warnings
     with _canvas(title, 2.6) as (axes, draw):
-        axes.bar(bars, meant, width=step, align="edge", color=AMBER)
-        axes.bar(bars, bad, width=step, align="edge", color=RED, bottom=meant)
-        axes.set_ylabel(
-            f"in {step // timedelta(hours=1)} h: red errors, yellow warnings", fontsize=8
-        )
+        of = {"width": step, "align": "edge"}
+        axes.bar(bars, bad, color=RED, label="errors", **of)
+        axes.bar(bars, meant, bottom=bad, color=AMBER, label="warnings, above them", **of)
+        axes.legend(fontsize=8, frameon=False)
+        axes.set_ylabel(f"in {step // timedelta(hours=1):,} h")
         axes.set_ylim(0, max(map(sum, zip(bad, meant, strict=True))) * 1.1 or 1)
         _time_axis(axes)
         worst = max(log.hours, key=lambda hour: (hour.errors, hour.warnings))

@@ -25,7 +25,7 @@ from nescord_ops.logline import (
 )
 
 LINE_BYTES, TEXT_BYTES = 64 << 10, 4096
-GROUPS, HOURS, LOOPS = 1000, 20_000, 100
+GROUPS, HOURS, LOOPS = 1000, 10_000, 100
 ALIKE, ALIKE_BYTES = 8, 1000  # so many lines in a row say the same: a pattern is made for them
 LOOP_STARTS, LOOP_SPAN = 3, timedelta(minutes=10)
 _SAME_START = timedelta(seconds=5)  # the bot prints that it starts, and logs it
@@ -113,9 +113,9 @@ class Reader:
 
     def _alike(self, block: bytes, at: int) -> int:
         """Count lines that say what the one before says, but for the last; return its place."""
-        found = self.alike.match(block, at) if self.alike else None
+        found = self.alike.match(block, at) if self.alike and self.pending else None
         end = block.rfind(b"\n", at, found.end()) if found else at
-        if end > at and self.pending and self.line:
+        if end > at and self.line:
             group = self.flush()
             count = self._run(block, at, end, self.line.level)
             if group:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LOGS_HINT = "railway logs > bot.txt, then: nescord-ops troubleshoot --logs bot.txt"
 _BAD = (Status.FAIL, Status.WARN)
+_SHOWN = 5  # of what speaks against a symptom
 _GRAVITY = (Status.FAIL, Status.WARN, Status.OK)
 
 
@@ -233,8 +234,9 @@ def _conclusions(
     if not ranked:
         what = f"{SYMPTOMS[symptom]!r}" if symptom else "any trouble that is known here"
         names = {sign.check for cause in wanted for sign in cause.signs}
-        contrary = "; ".join(c.summary for c in made if symptom and c.name in names)
-        yield ok("cause.none", f"nothing speaks for {what}; against it: {contrary or 'all checks'}")
+        contrary = [c.summary for c in made if c.name in names] if symptom else []
+        against = "; ".join(contrary[:_SHOWN]) or "every check"
+        yield ok("cause.none", f"nothing speaks for {what}; against it: {against}")
     explained = {sign.check for cause in CAUSES for sign in cause.signs}
     told = set()
     for check in checks:

@@ -4,9 +4,9 @@
 
 Writes logs of a size into DIR (default: a temporary directory): `mix`, the bot's file with 2 %
 warnings and 2 % errors, some with tracebacks; `colours`, its standard output; `json`, as `railway
-logs --json` prints it; `one`, a single error over and over; `traces`, an error with a traceback each
-time. Prints the medians, their ratio for grep in the C locale and in the default one, and the peak
-memory.
+logs --json` prints it; `one`, a single error over and over; `traces`, an error with a traceback
+each time. Prints the medians, their ratio to grep's in the C locale and in the default one, and the
+peak memory.
 """
 
 from __future__ import annotations
