@@ -20,10 +20,10 @@ from nescord_ops.settings import SQLITE_PREFIX, Settings
 
 # With the bot stopped: what Chroma does not have is to be added again by the bot.
 _REQUEUE = (
-    "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); "
-    'c.execute("ATTACH ? AS vec", sys.argv[2:]); '
-    "c.execute(\"UPDATE sync_metadata SET sync_status = 'pending', retry_count = 0 WHERE"
-    " 'note_' || note_id NOT IN (SELECT embedding_id FROM vec.embeddings)\"); c.commit()"
+    'import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute("ATTACH ? AS vec",'
+    ' sys.argv[2:]); c.execute("UPDATE sync_metadata SET sync_status = ?, retry_count = 0 WHERE'
+    ' ? || note_id NOT IN (SELECT embedding_id FROM vec.embeddings)", ("pending", "note_"));'
+    " c.commit()"
 )
 _NO_BACKUP = "# there is no backup to restore: look for one among Railway's own, in its dashboard"
 

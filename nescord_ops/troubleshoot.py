@@ -49,11 +49,12 @@ class Diagnosis:
     commands: tuple[str, ...]
     confirm: str
 
-    @property
-    def text(self) -> str:
-        """The evidence, the fix and what confirms it, a line each."""
+    def told(self, before: Sequence[Diagnosis] = ()) -> str:
+        """The evidence, the fix and what confirms it, a line each; a fix told before is not."""
         parts = (("Because", self.evidence), ("Against it", self.against))
         said = [f"  {word}: {line}" for word, lines in parts for line in lines]
+        if self.commands in [other.commands for other in before]:
+            return "\n".join([*said, "  Fix: the same"])
         commands = [f"    {line}" for line in self.commands]
         return "\n".join([*said, "  Fix:", *commands, "  To confirm:", f"    {self.confirm}"])
 
@@ -70,17 +71,21 @@ class Troubleshooting(Findings):
     diagnoses: tuple[Diagnosis, ...]
     log: logs.Log
 
+    def _plans(self) -> Iterator[tuple[Diagnosis, str]]:
+        for number, each in enumerate(self.diagnoses):
+            yield each, show.printable(each.told(self.diagnoses[:number]))
+
     @property
     def text(self) -> str:
         """Every diagnosis with its evidence and its fix, for a terminal."""
-        return show.printable("\n\n".join(f"{x.says}\n{x.text}" for x in self.diagnoses))
+        return "\n\n".join(f"{each.says}\n{told}" for each, told in self._plans())
 
     def plans(self) -> show.Html:
         """Every diagnosis with its evidence and its fix, for a notebook."""
         parts = [
             f"<h3>{show.badge(each.status)} {html.escape(each.says)}</h3>"
-            f"<pre>{html.escape(show.printable(each.text))}</pre>"
-            for each in self.diagnoses
+            f"<pre>{html.escape(told)}</pre>"
+            for each, told in self._plans()
         ]
         return show.Html("".join(parts) or "<p>Nothing to repair.</p>", self.text)
 
@@ -224,8 +229,14 @@ def _conclusions(
     symptom: str,
     checks: Sequence[Check],
 ) -> Iterator[Check]:
-    """The causes as checks, what was looked at, and what no cause explains."""
-    for each in ranked:
+    """The causes as checks, what was looked at, and what no cause explains.
+
+    A cause that only stronger ones' evidence speaks for is another explanation, and no check.
+    """
+    for number, each in enumerate(ranked):
+        stronger = {line for other in ranked[:number] for line in other.evidence}
+        if stronger.issuperset(each.evidence):
+            continue
         hint = next((c for c in each.commands if not c.startswith("#")), each.commands[0])
         text = f"{each.says} ({each.evidence[0]})"
         yield Check(f"cause.{each.name}", each.status, text, hint, each.score, "points")
