@@ -124,7 +124,7 @@ def _restore_vectors(
 def _set(settings: Settings, name: str, value: str) -> str:
     """The line that sets a variable: on Railway, in the `.env` file, or for a person."""
     if settings.volume_mount:
-        return f"railway variable set {shlex.quote(f'{name}={value}')}"
+        return f"railway variable set {shlex.quote(f'{name}={value}')}  # on your own machine"
     if not settings.env_file or name in os.environ:
         return f"# set {name}={value} in the bot's environment"
     file = shlex.quote(str(settings.env_file))
@@ -174,7 +174,6 @@ def _move_stores(settings: Settings, tool: str, stop: str, start: str) -> Iterab
 def _carry(tool: str, stop: str, start: str, variables: Iterable[str]) -> Iterable[str]:
     yield "# while the bot runs and nobody writes, for a redeploy loses what is off the volume:"
     yield f"{tool} backup create --drill"
-    yield "# on your own machine:"
     yield from variables
     yield stop
     yield "nescord-ops backup list"

@@ -105,7 +105,8 @@ class Reader:
     def _calm(self, block: bytes, at: int, end: int) -> None:
         """Count a run of lines at INFO and DEBUG."""
         self.flush()
-        debug = len(_DEBUG_LINE.findall(block, at, end)) if b"| DEBUG " in block[at:end] else 0
+        some = block.find(b"| DEBUG ", at, end) >= 0
+        debug = len(_DEBUG_LINE.findall(block, at, end)) if some else 0
         self._run(block, at, end, "INFO")
         self.levels["INFO"] -= debug
         self.levels["DEBUG"] += debug
