@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from nescord_ops import inventory, show
 from nescord_ops import settings as all_settings
@@ -25,38 +25,41 @@ _REQUEUE = (
     ' ? || note_id NOT IN (SELECT embedding_id FROM vec.embeddings)", ("pending", "note_"));'
     " c.commit()"
 )
+_LINE = "\0"  # between lines: no path has it
 _NO_BACKUP = "# there is no backup to restore: look for one among Railway's own, in its dashboard"
 
 
 def script(fix: Iterable[str], names: dict[str, str]) -> tuple[str, ...]:
-    """Given the lines of a fix, return them filled in; what comes out empty is left out."""
-    filled = "\n".join(line.format_map(names) for line in fix)
-    return tuple(line for line in filled.splitlines() if line)
+    """Given the lines of a fix, return them filled in; what comes out empty is left out.
+
+    A name with a line feed in it stays within its quotes, and ends no remark.
+    """
+    lines = _LINE.join(line.format_map(names) for line in fix).split(_LINE)
+    return tuple(x.replace("\n", "?") if x.startswith("#") else x for x in lines if x)
 
 
 def names(settings: Settings) -> dict[str, str]:
     """Return what the lines of a fix may name, each ready for a shell."""
     railway = settings.volume_mount is not None
-    stop = "# stop the bot"
+    stop, start, restart = "# stop the bot", "# start the bot", "# restart the bot"
     if railway:
         stop = "# set the start command to `sleep infinity`, redeploy, then in `railway ssh`:"
+        start = "# put the start command back and redeploy"
+        restart = "railway redeploy  # on your own machine"
     tool = command(settings)
+    base = {"tool": tool, "stop": stop, "start": start, "restart": restart}
     newest, vectors = _backups(settings)
     requeue = shlex.join(
         ["python3", "-c", _REQUEUE, str(settings.database), f"{settings.chroma_dir}/chroma.sqlite3"]
     )
-    start = "# put the start command back and redeploy" if railway else "# start the bot"
     return {
-        "tool": tool,
-        "stop": stop,
-        "start": start,
-        "restart": "railway redeploy  # on your own machine" if railway else "# restart the bot",
+        **base,
         "restore": _restore(tool, newest),
-        "restore_vectors": "\n".join(_restore_vectors(settings, tool, vectors, requeue)),
+        "restore_vectors": _LINE.join(_restore_vectors(settings, tool, vectors, requeue)),
         "requeue": requeue,
         "run_as_root": _set(settings, "RAILWAY_RUN_UID", "0") if railway else "",
-        "move_database": "\n".join(_move_database(settings, tool, stop, start)),
-        "move_stores": "\n".join(_move_stores(settings, tool, stop, start)),
+        "move_database": _LINE.join(_move_database(settings, base)),
+        "move_stores": _LINE.join(_move_stores(settings, base)),
         "mount": shlex.quote(str(settings.volume_mount or "/app/data")),
         "database": shlex.quote(str(settings.database)),
         "data": shlex.quote(str(settings.database.parent)),
@@ -90,7 +93,7 @@ def _backups(settings: Settings) -> tuple[Backup | None, Backup | None]:
     full = [
         backup
         for backup in good
-        if backup.evidence["collections"].get(settings.collection, {}).get("count", 0) > 1
+        if backup.evidence.get("collections", {}).get(settings.collection, {}).get("count", 0) > 1
     ]
     choices = [*good, *whole]
     return next(iter(choices), None), next(iter([*full, *choices]), None)
@@ -101,7 +104,7 @@ def _restore(tool: str, backup: Backup | None) -> str:
         return _NO_BACKUP
     when = show.moment(backup.taken_at)
     text = f"# notes written after {when} will be in replaced_…/ only: nothing is deleted"
-    return f"{text}\n{tool} restore {shlex.quote(backup.id)}"
+    return f"{text}{_LINE}{tool} restore {shlex.quote(backup.id)}"
 
 
 def _restore_vectors(
@@ -135,16 +138,16 @@ def _set(settings: Settings, name: str, value: str) -> str:
     return f"sed -i -E {shlex.quote(f's|^(export )?{name}=.*|{name}={safe}|')} {file}"
 
 
-def _move_database(settings: Settings, tool: str, stop: str, start: str) -> Iterable[str]:
+def _move_database(settings: Settings, names: Mapping[str, str]) -> Iterable[str]:
     """Move the database to where DATABASE_URL was meant to put it, and correct the variable."""
     source, target = settings.database, settings.database_meant
     if target is None:
         return
     url = _set(settings, "DATABASE_URL", f"{SQLITE_PREFIX}{target}")
     if settings.volume_mount:
-        yield from _carry(tool, stop, start, [url])
+        yield from _carry(settings, names, [url])
         return
-    yield stop
+    yield names["stop"]
     yield f"mkdir -p {shlex.quote(str(target.parent))}"
     if target.exists():
         yield "# another database is there: it is kept; look which one holds your notes"
@@ -155,10 +158,10 @@ def _move_database(settings: Settings, tool: str, stop: str, start: str) -> Iter
         if path.exists():
             yield shlex.join(["mv", "-T", "--", str(path), str(to)])
     yield url
-    yield start
+    yield names["start"]
 
 
-def _move_stores(settings: Settings, tool: str, stop: str, start: str) -> Iterable[str]:
+def _move_stores(settings: Settings, names: Mapping[str, str]) -> Iterable[str]:
     """Move what lies off the volume onto it."""
     mount = settings.volume_mount
     if mount is None:
@@ -168,14 +171,16 @@ def _move_stores(settings: Settings, tool: str, stop: str, start: str) -> Iterab
         lines.append(_set(settings, "DATABASE_URL", f"{SQLITE_PREFIX}{mount / 'nescordbot.db'}"))
     if not settings.chroma_dir.is_relative_to(mount):
         lines.append(_set(settings, "CHROMADB_PERSIST_DIRECTORY", str(mount / "chromadb")))
-    yield from _carry(tool, stop, start, lines)
+    yield from _carry(settings, names, lines)
 
 
-def _carry(tool: str, stop: str, start: str, variables: Iterable[str]) -> Iterable[str]:
+def _carry(settings: Settings, names: Mapping[str, str], variables: Iterable[str]) -> Iterable[str]:
+    """Back up onto the volume what a redeploy would lose, and restore it behind the redeploy."""
+    home = shlex.quote(f"NESCORD_OPS_BACKUP_DIR={settings.volume_mount}/backups")
     yield "# while the bot runs and nobody writes, for a redeploy loses what is off the volume:"
-    yield f"{tool} backup create --drill"
+    yield f"env {home} {names['tool']} backup create --drill"
     yield from variables
-    yield stop
-    yield "nescord-ops backup list"
-    yield "# restore the backup that you have just taken: nescord-ops restore ID"
-    yield start
+    yield names["stop"]
+    yield f"env {home} {names['tool']} backup list"
+    yield "# restore the one that you have just taken: the same line with `restore ID`"
+    yield names["start"]

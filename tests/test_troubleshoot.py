@@ -302,6 +302,8 @@ def test_commands_survive_any_name_of_the_bots_directory(demo: MakeDemo, tmp_pat
     assert found.database == made.data_dir / "nescordbot.db"
     assert found.database_meant is None
     assert found.database.is_file()
+    made = demo("truncated-pickle", directory=tmp_path / "two\nfalse")
+    shell(run(made).diagnoses[0].commands, tmp_path / "bin")
 
 
 def test_a_database_that_is_at_the_meant_place_already_is_kept(
@@ -322,11 +324,12 @@ def test_on_railway_an_off_volume_database_is_backed_up_before_the_redeploy(
     made = demo("three-slash-url")
     monkeypatch.setenv("RAILWAY_VOLUME_MOUNT_PATH", str(made.data_dir))
     names = fixes.names(settings.load(app_dir=made.app_dir))
-    lines = names["move_database"].splitlines()
+    lines = fixes.script(["{move_database}"], names)
     saved = next(n for n, line in enumerate(lines) if "backup create --drill" in line)
     changed = next(n for n, line in enumerate(lines) if line.startswith("railway variable set"))
     assert saved < changed
     assert f"DATABASE_URL=sqlite:///{made.data_dir}/nescordbot.db" in lines[changed]
+    assert f"NESCORD_OPS_BACKUP_DIR={made.data_dir}/backups " in lines[saved]
     assert not any(line.startswith(("mv", "sed")) for line in lines)
 
 
