@@ -34,6 +34,7 @@ BETWEEN = (TRACEBACK, "During handling of the above", "The above exception was")
 _MASKS = (
     (("/webhooks/",), re.compile(r"(?i)discord(?:app)?\.com/api/(?:v\d+/)?webhooks/\S+"), "secret"),
     (("://",), re.compile(r"(?<=://)[^/\s@]++(?=@)"), "secret"),
+    (("",), re.compile(r"(?i)\bbearer\s+[^\s\"']{3,}"), "secret"),
     (("<",), re.compile(r"<(?:@[!&]?|#)\d+>"), "mention"),
     (("@",), re.compile(r"(?<![\w.+-])[\w.+-]++@[\w-]+\.[\w.-]+"), "address"),
     (
@@ -45,10 +46,8 @@ _MASKS = (
         "secret",
     ),
 )
-_NAMED = re.compile(
-    r"(?P<name>\b[\w-]++)(?P<sign>[\"']?\s*[:=]\s*[\"']?(?i:(?:bearer|basic|bot)\s+)?)"
-    r"(?P<value>[^\s\"',;&]{6,})|(?P<bearer>\b(?i:bearer|basic)\s+)[^\s\"',;&]{6,}"
-)
+_NAME = re.compile(r"\b[\w-]++[\"']?\s*[:=]\s*")
+_VALUE = re.compile(r"(?i:(?:bearer|basic|bot)\s+)?(?:\"[^\"]*\"|'[^']*'|[\"']?[^\s\"']{3,})")
 _SECRET_NAME = re.compile(
     r"(?i)token|secret|passw|pwd|credential|api[_-]?key|(?:access|private)[_-]?key|authoriz|cookie"
 )
@@ -87,16 +86,13 @@ def mask(text: str) -> str:
     for needed, pattern, kind in _MASKS:
         if any(part in text for part in needed):
             text = pattern.sub(f"[{kind}]", text)
-    return _NAMED.sub(_masked, text)
-
-
-def _masked(match: re.Match[str]) -> str:
-    """A value by its name: a secret's is masked."""
-    if match["bearer"]:
-        return f"{match['bearer']}[secret]"
-    if not _SECRET_NAME.search(match["name"]):
-        return match[0]
-    return f"{match['name']}{match['sign']}[secret]"
+    parts, at = [], 0
+    for name in _NAME.finditer(text):  # not in one pattern: a value may be the next name
+        value = _VALUE.match(text, name.end()) if _SECRET_NAME.search(name[0]) else None
+        if value and name.start() >= at:
+            parts += [text[at : name.end()], "[secret]"]
+            at = value.end()
+    return "".join([*parts, text[at:]])
 
 
 def fingerprint(text: str) -> str:
@@ -144,13 +140,14 @@ def utc(text: str) -> bytes:
     if text.endswith("Z"):
         return text[:19].replace("T", " ").encode(errors="replace")
     try:
-        moment = datetime.fromisoformat(text)
-        return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}".encode() if moment.tzinfo else b""
+        when = datetime.fromisoformat(text)
+        return f"{when.astimezone(UTC):%Y-%m-%d %H:%M:%S}".encode() if when.tzinfo else b""
     except (ValueError, OverflowError):
         return b""
 
 
 def moment(stamp: bytes) -> datetime | None:
+    """Given a stamp in UTC, return the time, or None if it is none."""
     try:
         return datetime.strptime(stamp.decode(), "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
     except ValueError:

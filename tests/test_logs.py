@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from nescord_ops import logpass, logs
@@ -212,6 +212,10 @@ SECRETS = {
     'config {"api_key": "q8z7y6x5w4"}': "q8z7y6x5w4",
     "db password = correct-horse": "correct-horse",
     "Discord token: **********wKWs": "**********wKWs",
+    'password="correct horse battery"': "horse",
+    'password="correct horse, cut off': "correct",
+    "cookie: a=b;c=d,e&f": "c=d,e&f",
+    "SECRET=abc": "abc",
     f"split {TOKEN[:30]}\x1b[0m{TOKEN[30:]}": TOKEN[40:],
     f"AGE-SECRET-KEY-1{'Q' * 58}": "Q" * 58,
 }
@@ -245,9 +249,10 @@ def test_what_is_no_secret_is_left() -> None:
 def test_any_bytes_are_read_and_every_line_is_counted(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
 ) -> None:
+    assume(not content.startswith(b"\x1f\x8b"))  # gzip is unpacked
     path = tmp_path_factory.getbasetemp() / "any.log"
     found = read(path, content)
-    assert found.lines == len(content.removesuffix(b"\n").split(b"\n")) if content else 1
+    assert found.lines == (len(content.removesuffix(b"\n").split(b"\n")) if content else 0)
     assert found.problems == ()
 
 
