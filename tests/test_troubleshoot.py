@@ -170,9 +170,9 @@ def test_a_poisoned_backup_is_not_what_vectors_are_restored_from(demo: MakeDemo)
 
 
 def test_without_a_backup_of_ours_the_bots_own_whole_one_is_named(demo: MakeDemo) -> None:
-    made = demo("lost-vectors")
+    made = demo("corrupt-page")
     (bots,) = made.backup_dir.glob("nescordbot_backup_*")
-    assert f"restore {bots.name} --to" in "\n".join(run(made).diagnoses[0].commands)
+    assert f"restore {bots.name}" in "\n".join(run(made).diagnoses[0].commands)
 
 
 def test_without_any_backup_the_fix_says_so(demo: MakeDemo) -> None:
@@ -302,7 +302,7 @@ def test_commands_survive_any_name_of_the_bots_directory(demo: MakeDemo, tmp_pat
     assert found.database == made.data_dir / "nescordbot.db"
     assert found.database_meant is None
     assert found.database.is_file()
-    made = demo("truncated-pickle", directory=tmp_path / "two\nfalse")
+    made = demo("corrupt-page", directory=tmp_path / "two\nfalse")
     shell(run(made).diagnoses[0].commands, tmp_path / "bin")
 
 
