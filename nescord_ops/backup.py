@@ -131,7 +131,8 @@ def create(
         copy, seen = _captured(settings, stack, say)
         text = "both stores were copied at one moment; Chroma's writers waited at the most "
         captured = ok("backup.capture", f"{text}{copy.lock_seconds * 1000:,.0f} ms")
-        facts = {"kind": GENERATION, "keep": keep, **witness(copy, settings, seen)}
+        facts = {"kind": GENERATION, "keep": keep, "drill": drill}
+        facts |= witness(copy, settings, seen)
         made, stored = _stored(settings, copy, facts, now or copy.taken_at, dry_run, say)
     checks = [captured, *stored]
     pruned = None

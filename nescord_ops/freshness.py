@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from nescord_ops import volume
 from nescord_ops.checks import Check, Status, fail, none_of, ok, unknown, warn
@@ -13,6 +13,7 @@ from nescord_ops.settings import Settings
 
 AGE_WARN_DAYS, AGE_FAIL_DAYS = 7, 30
 DRILL_WARN_DAYS = 30
+_DRILL_LIMIT = timedelta(minutes=30)
 CREATE_HINT = "nescord-ops backup create --drill"
 
 
@@ -87,6 +88,9 @@ def _drilled(good: tuple[Backup, ...], now: datetime) -> Check:
     """When a good generation was last restored to prove it."""
     proven = max(filter(None, (backup.proven_at for backup in good)), default=None)
     hint = f"nescord-ops backup drill {good[0].id}" if good else CREATE_HINT
+    if proven is None and good and _is_in_drill(good[0], now):
+        text = "the newest backup was just taken, and is being restored to prove it"
+        return unknown("backups.drill", text, expected=True)
     if proven is None:
         return warn("backups.drill", "no good generation was ever restored to prove it", hint)
     days = max(0.0, (now - proven).total_seconds() / 86_400)
@@ -95,6 +99,12 @@ def _drilled(good: tuple[Backup, ...], now: datetime) -> Check:
     if days > DRILL_WARN_DAYS:
         return warn("backups.drill", text, hint, **details)
     return ok("backups.drill", text, **details)
+
+
+def _is_in_drill(backup: Backup, now: datetime) -> bool:
+    """Whether `backup create --drill` is still at work on it, as far as can be told."""
+    began, known = now - backup.taken_at, backup.evidence
+    return bool(known.get("drill")) and not known.get("drilled") and began < _DRILL_LIMIT
 
 
 def _place(settings: Settings) -> Check:

@@ -798,6 +798,26 @@ def test_verify_names_the_proven_backup_where_it_says_to_restore_one(demo: MakeD
     assert "(none is: nescord-ops backup list)" in hint()
 
 
+def test_a_backup_whose_drill_is_under_way_is_no_warning_for_half_an_hour(live: Settings) -> None:
+    (identity,) = take(live)
+    with store.open_store(store_of(live)) as opened:
+        store.note(opened, identity, {"drill": True})
+
+    def seen(minutes: int) -> Status:
+        now = NOON + timedelta(minutes=minutes)
+        (check,) = [c for c in freshness.health(live, now) if c.name == "backups.drill"]
+        return check.status
+
+    assert (seen(1), seen(31)) == (Status.UNKNOWN, Status.WARN)
+    with store.open_store(store_of(live)) as opened:
+        store.note(
+            opened,
+            identity,
+            {"drilled": {"at": NOON.isoformat(), "outcome": "inconclusive", "reason": ""}},
+        )
+    assert seen(1) is Status.WARN
+
+
 def test_verify_counts_no_damaged_generation(live: Settings) -> None:
     (identity,) = take(live)
     rot(live, identity)
