@@ -67,7 +67,8 @@ class Settings:
             for name, value in self.to_dict().items()
             if name != "present"
         ]
-        return show.table(("Setting", "Resolved to"), rows, css="settings")
+        table = show.table(("Setting", "Resolved to"), rows, css="settings")
+        return f"<details><summary>Settings: where this looked</summary>{table}</details>"
 
 
 def opened_by_bot(url: str, app_dir: Path) -> tuple[Path, Path | None]:

@@ -84,7 +84,7 @@ class Troubleshooting(Findings):
         """Every diagnosis with its evidence and its fix, for a notebook."""
         parts = [
             f"<h3>{show.badge(each.status)} {html.escape(each.says)}</h3>"
-            f"<pre>{html.escape(told)}</pre>"
+            f"<pre class='plan'>{html.escape(told)}</pre>"
             for each, told in self._plans()
         ]
         return show.Html("".join(parts) or "<p>Nothing to repair.</p>", self.text)
