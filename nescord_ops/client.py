@@ -93,6 +93,7 @@ def round_trip(stores: Stores, index_limit_bytes: float = INDEX_LIMIT_BYTES) -> 
 
     The document goes into the bot's collection, or, where that index is larger than the limit or
     than the memory that is left, into a collection of its own; the sample is then not tried.
+    The sample is random, but that records without a vector come first.
     """
     mine = stores.collection
     if not mine:
@@ -107,8 +108,9 @@ def round_trip(stores: Stores, index_limit_bytes: float = INDEX_LIMIT_BYTES) -> 
     ids = [
         str(id_)
         for (id_,) in stores.connection.execute(
-            "SELECT embedding_id FROM vec.embeddings WHERE segment_id = ? ORDER BY random()"
-            " LIMIT ?",
+            "SELECT embedding_id FROM vec.embeddings e WHERE segment_id = ? ORDER BY"
+            " EXISTS (SELECT 1 FROM hnsw WHERE id = e.embedding_id)"
+            " OR EXISTS (SELECT 1 FROM queued WHERE id = e.embedding_id), random() LIMIT ?",
             (mine.metadata_segment, SAMPLE),
         )
     ]
