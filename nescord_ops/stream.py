@@ -164,7 +164,7 @@ def pack(store: Store, backup: Backup, give: Give, recipients: Sequence[Any] | N
         pieces = filter(None, source)
         reader = compressor.stream_reader(_End(lambda _: next(pieces, b"")))  # type: ignore[arg-type]
         _through(pyrage.encrypt_io, reader.read, give, recipients)
-    return made()
+    return record(made().to_dict(), backup.id)  # what could not be read back is not pushed
 
 
 def _member(identity: str, entry: readback.Entry, files: list[File]) -> Iterator[bytes]:

@@ -1,0 +1,406 @@
+"""Off-site copies: whole or invisible, readable with standard tools, and never trusted blindly."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import http.server
+import io
+import json
+import os
+import random
+import re
+import resource
+import shlex
+import shutil
+import signal
+import socket
+import sqlite3
+import stat
+import struct
+import subprocess
+import sys
+import tarfile
+import textwrap
+import threading
+import time
+import traceback
+import urllib.request
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyrage
+import pytest
+import zstandard
+from conftest import MakeDemo
+from pyrage import x25519
+
+from nescord_ops import (
+    backup,
+    cli,
+    copies,
+    cost,
+    demo,
+    freshness,
+    inventory,
+    keys,
+    offsite,
+    pages,
+    remote,
+    store,
+    stream,
+    volume,
+)
+from nescord_ops.checks import Status
+from nescord_ops.errors import BackupError, OffsiteError, OpsError, SettingsError, StoreError
+from nescord_ops.settings import Settings, load
+
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+ID = "nescordbot_backup_20260102_120000"
+Captured = pytest.CaptureFixture[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A volume with one backup, an identity, and a directory to push to."""
+
+    settings: Settings
+    key: Path
+    place: Path
+
+    def of(self, **changes: Any) -> Settings:
+        return dataclasses.replace(self.settings, **changes)
+
+    @property
+    def objects(self) -> dict[str, int]:
+        """Everything at the place, with its size."""
+        return {path.name: path.stat().st_size for path in self.place.iterdir()}
+
+    def document(self) -> Any:
+        return json.loads((self.place / f"{ID}.json").read_text())
+
+    def rewrite(self, document: Any) -> None:
+        (self.place / f"{ID}.json").write_text(json.dumps(document))
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A volume of 60 notes with one backup in its store. Copy it, do not change it."""
+    root = tmp_path_factory.mktemp("offsite") / "app"
+    demo.create(root, notes=60, now=NOON, backups=False)
+    assert backup.create(load(app_dir=root), now=NOON).backup
+    return root
+
+
+@pytest.fixture
+def site(made: Path, tmp_path: Path) -> Site:
+    app = shutil.copytree(made, tmp_path / "app")
+    recipient = keys.keygen(tmp_path / "identity")
+    place = tmp_path / "place"
+    settings = dataclasses.replace(
+        load(app_dir=app), offsite_url=str(place), age_recipient=recipient
+    )
+    return Site(settings, tmp_path / "identity", place)
+
+
+def contents(root: Path) -> dict[str, tuple[int, int, bytes | None]]:
+    """Everything below `root`: mode, mtime and content by name."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        seen = path.lstat()
+        content = path.read_bytes() if path.is_file() else None
+        found[str(path.relative_to(root))] = (seen.st_mode, seen.st_mtime_ns, content)
+    return found
+
+
+def laid_out(settings: Settings, to: Path, identity: str = ID) -> dict[str, Any]:
+    with store.open_store(settings.backup_dir / "store.sqlite3") as opened:
+        store.extract(opened, identity, to)
+    return contents(to)
+
+
+def empty(site: Site, tmp_path: Path) -> Settings:
+    """The settings of a new machine: nothing is there but what the operator has kept."""
+    app = tmp_path / "new"
+    app.mkdir(exist_ok=True)
+    here = load(app_dir=app, database_url="sqlite:///data/nescordbot.db")
+    return dataclasses.replace(
+        here, offsite_url=site.settings.offsite_url, age_recipient=site.settings.age_recipient
+    )
+
+
+def refused(site: Site, tmp_path: Path, words: str) -> OpsError:
+    """A pull is refused for that reason, with a hint, and adds nothing."""
+    new = empty(site, tmp_path)
+    for to in (None, tmp_path / "to"):
+        with pytest.raises(OpsError, match=words) as caught:
+            offsite.pull(new, ID, identity=site.key, to=to)
+        assert caught.value.hint
+        assert not (tmp_path / "to").exists()
+        assert not (new.backup_dir / "store.sqlite3").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("nescord-ops-scratch")]
+    return caught.value
+
+
+# A copy, and what it is
+
+
+def test_what_was_pushed_comes_back(site: Site, tmp_path: Path) -> None:
+    done = offsite.push(site.settings, ID, now=NOON)
+    assert done.status is Status.OK
+    assert sorted(site.objects) == [f"{ID}.json", f"{ID}.tar.zst.age"]
+    (copy,) = offsite.listing(site.settings)
+    assert (copy.id, copy.taken_at, copy.pushed_at, copy.fault) == (ID, NOON, NOON, "")
+    before = laid_out(site.settings, tmp_path / "before")
+    offsite.pull(site.settings, ID, identity=site.key, to=tmp_path / "to")
+    assert contents(tmp_path / "to") == before
+    new = empty(site, tmp_path)
+    offsite.pull(new, ID, identity=site.key)
+    assert laid_out(new, tmp_path / "after") == before
+
+
+def test_a_pulled_generation_keeps_its_evidence_but_no_proof(site: Site, tmp_path: Path) -> None:
+    facts = {"proven_at": NOON.isoformat(), "checked": {"at": NOON.isoformat(), "outcome": "ok"}}
+    with store.open_store(site.settings.backup_dir / "store.sqlite3") as opened:
+        store.note(opened, ID, facts)
+    offsite.push(site.settings, ID)
+    new = empty(site, tmp_path)
+    offsite.pull(new, ID, identity=site.key)
+    then, now = (backup.find(settings, ID) for settings in (site.settings, new))
+    for key in ("rows", "collections", "stores", "originals", "versions", "findings", "expected"):
+        assert now.evidence[key] == then.evidence[key]
+    assert (now.kind, now.taken_at, now.good, now.proven_at) == ("pulled", NOON, True, None)
+    assert "checked" not in now.evidence
+    assert now.evidence["offsite"]["sha256"] == then.evidence["offsite"]["sha256"]
+
+
+def test_a_failed_drill_is_not_forgotten_by_pushing_and_pulling(site: Site, tmp_path: Path) -> None:
+    drilled = {"at": NOON.isoformat(), "outcome": "failed", "reason": "no ids"}
+    with store.open_store(site.settings.backup_dir / "store.sqlite3") as opened:
+        store.note(opened, ID, {"drilled": drilled})
+    done = offsite.push(site.settings, ID)
+    assert {c.name: c.status.value for c in done.checks}["offsite.sound"] == "warn"
+    new = empty(site, tmp_path)
+    offsite.pull(new, ID, identity=site.key)
+    assert not backup.find(new, ID).good
+
+
+def test_an_old_copy_that_is_pulled_is_not_the_newest_backup(site: Site, tmp_path: Path) -> None:
+    offsite.push(site.settings, ID)
+    new = dataclasses.replace(site.settings, backup_dir=tmp_path / "other")
+    newer = backup.create(new, now=NOON + DAY).backup
+    assert newer
+    offsite.pull(new, ID, identity=site.key)
+    assert [b.id for b in backup.listing(new).generations] == [newer.id, ID]
+
+
+def test_the_json_holds_sizes_digests_and_versions(site: Site, tmp_path: Path) -> None:
+    offsite.push(site.settings, ID)
+    document = site.document()
+    content = (site.place / f"{ID}.tar.zst.age").read_bytes()
+    assert document["sha256"] == hashlib.sha256(content).hexdigest()
+    assert document["stream_bytes"] == len(content)
+    assert document["versions"]["nescord-ops"]
+    files = {file["path"]: file for file in document["record"]["files"]}
+    for name, (_, mtime_ns, data) in laid_out(site.settings, tmp_path / "out").items():
+        digest = None if data is None else hashlib.sha256(data).hexdigest()
+        assert (files[name]["sha256"], files[name]["mtime_ns"]) == (digest, mtime_ns)
+
+
+def test_the_tar_is_the_same_every_time(site: Site) -> None:
+    offsite.push(site.settings, ID, plain=True, now=NOON)
+    first = (site.place / f"{ID}.tar.zst").read_bytes()
+    shutil.rmtree(site.place)
+    offsite.push(site.settings, ID, plain=True, now=NOON + DAY)
+    assert (
+        zstandard.ZstdDecompressor().stream_reader(first).read()
+        == (
+            zstandard.ZstdDecompressor().stream_reader((site.place / f"{ID}.tar.zst").read_bytes())
+        ).read()
+    )
+
+
+def test_a_second_push_does_nothing_and_says_so(site: Site) -> None:
+    offsite.push(site.settings, ID)
+    before = contents(site.place)
+    done = offsite.push(site.settings, ID)
+    assert "nothing was done" in done.checks[0].summary
+    assert contents(site.place) == before
+
+
+@pytest.mark.parametrize("loss", ["missing", "shorter", "json"])
+def test_a_copy_that_is_not_whole_is_pushed_again(site: Site, loss: str) -> None:
+    offsite.push(site.settings, ID)
+    sealed = site.place / f"{ID}.tar.zst.age"
+    if loss == "missing":
+        sealed.unlink()
+    elif loss == "shorter":
+        os.truncate(sealed, 1000)
+    else:
+        (site.place / f"{ID}.json").write_text("{")
+    assert offsite.listing(site.settings)[0].fault
+    offsite.push(site.settings, ID)
+    assert not offsite.listing(site.settings)[0].fault
+    assert offsite.check(site.settings, ID, identity=site.key).status is Status.OK
+
+
+def test_the_same_id_of_another_volume_is_not_overwritten(site: Site) -> None:
+    offsite.push(site.settings, ID)
+    document = site.document()
+    document["record"]["taken_at"] = (NOON + DAY).isoformat()
+    site.rewrite(document)
+    before = contents(site.place)
+    with pytest.raises(OffsiteError, match="another backup of the id"):
+        offsite.push(site.settings, ID)
+    assert contents(site.place) == before
+
+
+def test_unencrypted_needs_plain_and_is_said(site: Site, tmp_path: Path) -> None:
+    bare = site.of(age_recipient="")
+    with pytest.raises(OffsiteError, match="no age recipient") as caught:
+        offsite.push(bare, ID)
+    assert "keygen" in caught.value.hint
+    assert not site.place.exists()
+    done = offsite.push(bare, ID, plain=True)
+    assert {c.name: c.status.value for c in done.checks}["offsite.sealed"] == "warn"
+    assert stat.S_IMODE((site.place / f"{ID}.tar.zst").stat().st_mode) == 0o600
+    offsite.pull(bare, ID, to=tmp_path / "to")
+    assert contents(tmp_path / "to") == laid_out(bare, tmp_path / "before")
+
+
+def test_one_of_the_bots_own_is_adopted_first(demo: MakeDemo, tmp_path: Path) -> None:
+    settings = load(app_dir=demo().app_dir)
+    settings = dataclasses.replace(settings, offsite_url=str(tmp_path / "place"))
+    (bots, *_) = (b for b in inventory.listing(settings).backups if b.kind == "bot")
+    with pytest.raises(BackupError, match="one of the bot's own") as caught:
+        offsite.push(settings, bots.id, plain=True)
+    assert "adopt" in caught.value.hint
+
+
+# Without this project
+
+
+def shell(command: str, cwd: Path) -> None:
+    subprocess.run(["bash", "-euo", "pipefail", "-c", command], check=True, cwd=cwd)
+
+
+def test_the_readmes_line_restores_it_with_debians_tools(site: Site, tmp_path: Path) -> None:
+    (line,) = re.findall(r"^age -d .*$", README, re.MULTILINE)
+    offsite.push(site.settings, ID)
+    shutil.copy(site.key, site.place / "nescord-ops.key")
+    shell(line.replace("ID", ID), site.place)
+    assert {name: facts[2] for name, facts in contents(site.place / ID).items()} == {
+        name: facts[2] for name, facts in laid_out(site.settings, tmp_path / "out").items()
+    }
+    assert json.loads((site.place / f"{ID}.json").read_text())["format"] == stream.FORMAT
+
+
+def test_what_debians_tools_packed_is_pulled(site: Site, tmp_path: Path) -> None:
+    shell("age-keygen -o theirs 2> public", tmp_path)
+    recipient = (tmp_path / "public").read_text().split()[-1]
+    settings = site.of(age_recipient=recipient)
+    offsite.push(settings, ID)
+    shell(f"age -d -i ../theirs {ID}.tar.zst.age | zstd -d | tar -x -C ..", site.place)
+    shell(f"tar -c {ID} {ID}.json | zstd -3 -T2 | age -r {recipient} > place/s", tmp_path)
+    (site.place / "s").rename(site.place / f"{ID}.tar.zst.age")
+    content = (site.place / f"{ID}.tar.zst.age").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    site.rewrite({**site.document(), "sha256": digest, "stream_bytes": len(content)})
+    offsite.pull(settings, ID, identity=tmp_path / "theirs", to=tmp_path / "to")
+    assert contents(tmp_path / "to") == laid_out(settings, tmp_path / "out")
+
+
+def test_debians_age_reads_our_identity(tmp_path: Path) -> None:
+    recipient = keys.keygen(tmp_path / "ours")
+    shell(f"test $(age-keygen -y ours) = {recipient}", tmp_path)
+
+
+# Keys
+
+
+def test_an_identity_is_private_and_never_overwritten(tmp_path: Path) -> None:
+    os.umask(before := os.umask(0))
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.umask, before)
+        os.umask(0)
+        keys.keygen(tmp_path / "identity")
+    assert stat.S_IMODE((tmp_path / "identity").stat().st_mode) == 0o600
+    held = (tmp_path / "identity").read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for name in ("identity", "link", "absent/identity"):
+        with pytest.raises(OffsiteError) as caught:
+            keys.keygen(tmp_path / name)
+        assert caught.value.hint
+    assert (tmp_path / "identity").read_bytes() == held
+    assert not (tmp_path / "elsewhere").exists()
+
+
+SECRET = "AGE-SECRET-KEY-1QQQQQSECRETSECRET"
+BAD_IDENTITIES = {
+    "nothing": b"",
+    "a comment": b"# created: today\n",
+    "broken": f"# x\n{SECRET}\n".encode(),
+    "no text": b"\xff\xfe" + SECRET.encode(),
+    "encrypted": b"age-encryption.org/v1\n" + SECRET.encode(),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_IDENTITIES)
+def test_an_identity_that_is_none_is_said_and_not_shown(
+    kind: str, site: Site, tmp_path: Path
+) -> None:
+    offsite.push(site.settings, ID)
+    (tmp_path / "bad").write_bytes(BAD_IDENTITIES[kind])
+    with pytest.raises(OffsiteError) as caught:
+        offsite.pull(site.settings, ID, identity=tmp_path / "bad", to=tmp_path / "to")
+    assert caught.value.hint
+    assert "SECRET" not in "".join(traceback.format_exception(caught.value)) + caught.value.hint
+
+
+def test_the_wrong_key_and_no_key_are_said(site: Site, tmp_path: Path) -> None:
+    offsite.push(site.settings, ID)
+    new = empty(site, tmp_path)
+    with pytest.raises(OffsiteError, match="no identity was named") as caught:
+        offsite.pull(new, ID)
+    assert "--identity" in caught.value.hint
+    keys.keygen(tmp_path / "another")
+    for act in (offsite.pull, offsite.check):
+        with pytest.raises(OffsiteError, match="not encrypted to this identity"):
+            act(new, ID, identity=tmp_path / "another")
+    assert not (new.backup_dir / "store.sqlite3").exists()
+    assert not offsite.listing(new)[0].fault
+
+
+def test_a_secret_key_in_the_place_of_the_recipient_is_not_shown(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = site.key.read_text().split()[-1]
+    monkeypatch.setenv("NESCORD_OPS_AGE_RECIPIENT", secret)
+    with pytest.raises(SettingsError, match="no age recipient") as caught:
+        load(app_dir=site.settings.app_dir)
+    assert secret not in str(caught.value) + caught.value.hint
+    with pytest.raises(OffsiteError):
+        keys.recipients("age1qqqqqqq")
+
+
+def test_a_password_in_the_url_stays_out_of_sight(
+    site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setenv("NESCORD_OPS_OFFSITE_URL", "sftp://me:pass@w/ord@127.0.0.1:1/there?key=word")
+    monkeypatch.setenv("NESCORD_OPS_AGE_RECIPIENT", site.settings.age_recipient)
+    app = ["--app-dir", str(site.settings.app_dir)]
+    here = load(app_dir=site.settings.app_dir)
+    shown = repr(here) + json.dumps(here.to_dict()) + here._repr_html_()
+    assert cli.run([*app, "--debug", "offsite", "push", ID]) == 2
+    assert cli.run([*app, "--json", "verify", "--depth", "quick"]) in (0, 1, 2)
+    captured = capsys.readouterr()
+    shown += captured.out + captured.err
+    assert "sftp://***@127.0.0.1:1/there?***" in shown
+    assert "pass@" not in shown
+    assert "word" not in shown
