@@ -161,26 +161,21 @@ def remove(place: Remote, identity: str) -> None:
             remote.remove(place, f"{identity}{suffix}")
 
 
-class Source:
-    """Reads the stream of a copy to its end, and compares its SHA-256 there."""
+class Source(stream.Pieces):
+    """Reads the stream of a copy, and at its end compares its SHA-256."""
 
     def __init__(self, place: Remote, copy: Copy, say: Progress) -> None:
         self.copy = copy
-        self.say = say
-        self.chunks = remote.chunks(place, copy.name, copy.stream_bytes)
         self.digest = hashlib.sha256()
-        self.rest = memoryview(b"")
-        self.done = 0
+        super().__init__(self._counted(remote.chunks(place, copy.name, copy.stream_bytes), say))
 
-    def read(self, size: int) -> bytes:
-        """Return up to `size` bytes, none at the end."""
-        if not self.rest:
-            self.rest = memoryview(next(self.chunks, b""))
-            self.digest.update(self.rest)
-            self.done += len(self.rest)
-            self.say(f"reading {show.size(self.done)} of {show.size(self.copy.stream_bytes)}")
-        taken, self.rest = self.rest[:size], self.rest[size:]
-        return bytes(taken)
+    def _counted(self, chunks: Iterator[bytes], say: Progress) -> Iterator[bytes]:
+        done = 0
+        for chunk in chunks:
+            self.digest.update(chunk)
+            done += len(chunk)
+            say(f"reading {show.size(done)} of {show.size(self.copy.stream_bytes)}")
+            yield chunk
 
     def finish(self) -> None:
         """Read the rest. Raise DamagedError unless all of it is the stream of the JSON."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -115,26 +114,23 @@ def _send(
     """Push the stream, see that all of it arrived, and write the JSON, which makes it a copy."""
     copies.remove(place, backup.id)  # one that is no good
     copy = Copy(backup.id, None, encrypted=recipients is not None, pushed_at=now.astimezone(UTC))
-    digest, sent = hashlib.sha256(), 0
     with (
         store.open_store(backup.path) as opened,
-        remote.upload(place, copy.name, backup.size_bytes) as give,
+        remote.upload(place, copy.name, backup.size_bytes) as taking,
     ):
 
-        def counted(data: bytes) -> None:
-            nonlocal sent
-            digest.update(data)
-            give(data)
-            sent += len(data)
-            say(f"pushing {backup.id}: {show.size(sent)}")
+        def give(data: bytes) -> None:
+            taking.write(data)
+            say(f"pushing {backup.id}: {show.size(taking.bytes)}")
 
-        record = stream.pack(opened, backup, counted, recipients)
+        record = stream.pack(opened, backup, give, recipients)
     arrived = remote.names(place).get(copy.name)
-    if arrived != sent:
-        text = f"{place.url} has {arrived} bytes of {copy.name}, and {sent} were pushed"
+    if arrived != taking.bytes:
+        text = f"{place.url} has {arrived} bytes of {copy.name}, and {taking.bytes} were pushed"
         raise OffsiteError(text, "run it again; see that the place has room")
-    facts = {"record": record, "stream_bytes": sent, "sha256": digest.hexdigest()}
-    copy = dataclasses.replace(copy, **facts)  # type: ignore[arg-type]
+    copy = dataclasses.replace(
+        copy, record=record, stream_bytes=taking.bytes, sha256=taking.digest.hexdigest()
+    )
     copies.write(place, copy)
     return copy
 

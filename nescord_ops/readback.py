@@ -37,6 +37,7 @@ _OPEN_FILES = 64  # written, and waiting to be synced
 _COLUMNS = "CAST(page.name AS BLOB), CAST(page.data AS BLOB), CAST(base.data AS BLOB)"
 _Made = TypeVar("_Made")
 _Listed = tuple[bytes, int, int, int, int | None, bytes]  # path, number, mode, mtime, size, digest
+Piece = tuple[bytes, bytes]  # content, and a zstd frame of it
 _Row = tuple[int, bytes, bytes, bytes | None]  # number or position, name, data, the base's data
 
 
@@ -202,14 +203,15 @@ def _listing(db: sqlite3.Connection, generation_id: str) -> tuple[Generation, li
 class Entry:
     """A file or directory of a generation: `size` in bytes, None for a directory.
 
-    `content` yields all its bytes, holes as zeros, each page verified before it is handed out.
+    `content` yields all its bytes in pieces, holes as zeros, each with a zstd frame of it; a page
+    is verified before it is handed out.
     """
 
     path: bytes
     mode: int
     mtime_ns: int
     size: int | None
-    content: Iterator[bytes]
+    content: Iterator[Piece]
 
 
 def entries(store: Store, generation_id: str) -> Iterator[Entry]:
@@ -228,23 +230,38 @@ def entries(store: Store, generation_id: str) -> Iterator[Entry]:
 
 def _content(
     db: sqlite3.Connection, pool: Executor, path: bytes, file: int, size: int, digest: bytes
-) -> Iterator[bytes]:
+) -> Iterator[Piece]:
     done = 0
     try:
-        for batch in _pages_of(db, pool, file, digest, functools.partial(_unpacked, size)):
-            for position, content in batch:
+        for batch in _pages_of(db, pool, file, digest, functools.partial(_framed, size)):
+            for position, content, frame in batch:
                 yield from _zeros(position * pages.PAGE_BYTES - done)
-                yield content
+                yield content, frame
                 done = position * pages.PAGE_BYTES + len(content)
     except ValueError as error:
         raise StoreError(f"{os.fsdecode(path)} is damaged: {error}", CHECK_HINT) from error
     yield from _zeros(size - done)
 
 
-def _zeros(count: int) -> Iterator[bytes]:
+def _framed(size: int, batch: list[_Row]) -> list[tuple[int, bytes, bytes]]:
+    """Return (position, content, frame) of pages; what is stored whole is its own frame."""
+    return [
+        (position, content, data if base is None else pages.pack(content, None)[0])
+        for (position, content), (_, _, data, base) in zip(
+            _unpacked(size, batch), batch, strict=True
+        )
+    ]
+
+
+def _zeros(count: int) -> Iterator[Piece]:
     """Yield so many zeros, in pieces of a page."""
     for start in range(0, count, pages.PAGE_BYTES):
-        yield bytes(min(pages.PAGE_BYTES, count - start))
+        yield _zero(min(pages.PAGE_BYTES, count - start))
+
+
+@functools.lru_cache(8)
+def _zero(length: int) -> Piece:
+    return bytes(length), pages.pack(bytes(length), None)[0]
 
 
 def confined(to: Path, name: bytes) -> Path:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,9 +24,10 @@ from nescord_ops.settings import masked
 from nescord_ops.storefile import sync
 
 ANSWER_SECONDS = 120.0
+_CLEANING_SECONDS = 10.0
 PART_BYTES = 8 << 20  # S3 takes 10,000 parts of 5 MiB or more
 _READ_BYTES = 4 << 20
-_PIECE_BYTES = 1 << 20
+_PIECES = 16  # of 64 KiB, as they come from age
 _PARTS = 9_000
 _PART = ".part"
 _S3_OPTIONS: dict[str, Any] = {
@@ -134,15 +136,15 @@ def _range(remote: Remote, name: str, start: int, end: int) -> bytes:
 
 def write(remote: Remote, name: str, content: bytes) -> None:
     """Write a small object, whole or not at all."""
-    with upload(remote, name, len(content)) as give:
-        give(content)
+    with upload(remote, name, len(content)) as taking:
+        taking.write(content)
 
 
 @contextlib.contextmanager
-def upload(remote: Remote, name: str, size_bytes: int) -> Iterator[Callable[[bytes], None]]:
-    """Yield a function that writes pieces of an object of about that size, visible when whole.
+def upload(remote: Remote, name: str, size_bytes: int) -> Iterator[Upload]:
+    """Yield what takes an object of about that size, which becomes visible when it is whole.
 
-    A piece is written while the next one is made. If the block raises nothing becomes visible.
+    If the block raises nothing becomes visible.
     """
     renamed = not remote.s3
     target = remote.path(name)
@@ -157,14 +159,14 @@ def upload(remote: Remote, name: str, size_bytes: int) -> Iterator[Callable[[byt
         return file
 
     file = _ask(remote, opened)
-    pieces = _Pieces(remote, file)
+    taking = Upload(remote, file)
     try:
-        yield pieces.write
-        pieces.flush()
+        yield taking
+        taking.flush()
         _ask(remote, lambda: _finish(remote, file, path, target))
     except BaseException:
-        with contextlib.suppress(OffsiteError):  # what is left, the next push sweeps away
-            _ask(remote, lambda: _abandon(remote, file, path))
+        gone = _begin(lambda: _abandon(remote, taking, path))
+        wait([gone], timeout=_CLEANING_SECONDS)  # what is left, the next push sweeps away
         raise
 
 
@@ -183,37 +185,47 @@ def _finish(remote: Remote, file: Any, path: str, target: str) -> None:
         remote.files.mv(path, target)
 
 
-def _abandon(remote: Remote, file: Any, path: str) -> None:
+def _abandon(remote: Remote, taking: Upload, path: str) -> None:
     """Remove what was written of an object."""
+    wait([taking.going])
     if remote.s3:
-        file.discard()
+        taking.file.discard()
         return
-    file.close()
+    taking.file.close()
     remote.files.rm_file(path)
 
 
-class _Pieces:
-    """Collects what is written into pieces of a megabyte, one of them on its way."""
+class Upload:
+    """Takes an object: a piece is hashed and written while the next one is being collected."""
 
     def __init__(self, remote: Remote, file: Any) -> None:
         self.remote = remote
         self.file = file
-        self.collected = bytearray()
-        self.going: Future[Any] = _begin(lambda: None)
+        self.digest = hashlib.sha256()
+        self.bytes = 0
+        self._collected: list[bytes] = []
+        self.going: Future[None] = _begin(lambda: None)
 
     def write(self, data: bytes) -> None:
-        self.collected += data
-        if len(self.collected) >= _PIECE_BYTES:
+        """Take some bytes. Raise OffsiteError if what was taken before could not be written."""
+        self._collected.append(data)
+        self.bytes += len(data)
+        if len(self._collected) >= _PIECES:
             self._send()
 
     def flush(self) -> None:
+        """Write what was collected, and wait for it."""
         self._send()
         _wait(self.remote.url, self.going)
 
     def _send(self) -> None:
         _wait(self.remote.url, self.going)
-        piece, self.collected = bytes(self.collected), bytearray()
-        self.going = _begin(lambda: self.file.write(piece))
+        piece, self._collected = b"".join(self._collected), []
+        self.going = _begin(lambda: self._put(piece))
+
+    def _put(self, piece: bytes) -> None:
+        self.digest.update(piece)
+        self.file.write(piece)
 
 
 def remove(remote: Remote, name: str) -> None:

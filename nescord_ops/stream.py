@@ -6,6 +6,9 @@ so the record inside cannot be altered without the key; the copy of it beside th
 is compared. Whoever knows the recipient can seal a stream of his own: nothing in one is trusted.
 
 Nothing is laid out on the way and memory is flat: pages come from the store as they are wanted.
+Each is a zstd frame there, and frames in a row are a zstd stream, so once a page is verified its
+frame is passed on as it is. Measured with 612 MB on two cores: 2.4 s of CPU for a stream of 294 MB;
+compressing the tar anew takes 3.8 s at level 1 (264 MB) and 4.5 s at level 3 (220 MB).
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ import re
 import shutil
 import tarfile
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -35,8 +39,6 @@ from nescord_ops.storefile import Store, explained
 
 FORMAT = "nescord-ops offsite 1"
 RECORD_BYTES = 16 << 20
-# Measured with 612 MB: level 1 packs to 2 % more than level 3 and takes two thirds of its time.
-LEVEL = 1
 _WINDOW_BYTES = 1 << 27  # what `zstd -d` accepts
 _HEADER_BYTES = 1 << 16  # of extended headers, which are read into memory
 _TRAILER_BYTES = 1 << 20
@@ -148,44 +150,66 @@ def pack(store: Store, backup: Backup, give: Give, recipients: Sequence[Any] | N
     evidence = {key: value for key, value in backup.evidence.items() if key != "offsite"}
     files: list[File] = []
 
-    def tar() -> Generator[bytes, None, None]:
-        for entry in readback.entries(store, backup.id):
-            yield from _member(backup.id, entry, files)
+    def tar() -> Iterator[bytes]:
+        with ThreadPoolExecutor(1) as hasher:
+            for entry in readback.entries(store, backup.id):
+                yield from _member(backup.id, entry, files, hasher)
         info = tarfile.TarInfo(f"{backup.id}.json")
         content = json.dumps(made().to_dict(), indent=1).encode()
         info.size, info.mtime = len(content), int(backup.taken_at.timestamp())
-        yield from (info.tobuf(), content, _padding(info.size), bytes(2 * tarfile.BLOCKSIZE))
+        yield _frame(info.tobuf() + content + _padding(info.size) + bytes(2 * tarfile.BLOCKSIZE))
 
     def made() -> Record:
         return Record(backup.id, backup.taken_at, tuple(files), evidence)
 
-    compressor = zstandard.ZstdCompressor(level=LEVEL, threads=2, write_checksum=True)
-    with contextlib.closing(tar()) as source:
-        pieces = filter(None, source)
-        reader = compressor.stream_reader(_End(lambda _: next(pieces, b"")))  # type: ignore[arg-type]
-        _through(pyrage.encrypt_io, reader.read, give, recipients)
+    _through(pyrage.encrypt_io, Pieces(tar()).read, give, recipients)
     return record(made().to_dict(), backup.id)  # what could not be read back is not pushed
 
 
-def _member(identity: str, entry: readback.Entry, files: list[File]) -> Iterator[bytes]:
-    """Yield one file or directory as tar, and add what it was to `files`."""
+def _member(
+    identity: str, entry: readback.Entry, files: list[File], hasher: Executor
+) -> Iterator[bytes]:
+    """Yield the frames of one file or directory as tar, and add what it was to `files`."""
     path = os.fsdecode(entry.path)
     info = tarfile.TarInfo(f"{identity}/{path}")
     info.mode, info.mtime = entry.mode, entry.mtime_ns // 10**9
     info.type = tarfile.DIRTYPE if entry.size is None else tarfile.REGTYPE
     info.size = entry.size or 0
-    yield info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
+    yield _frame(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
     digest = hashlib.sha256()
-    for piece in entry.content:
-        digest.update(piece)
-        yield piece
-    yield _padding(info.size)
+
+    def frames(batch: list[readback.Piece]) -> bytes:
+        for content, _ in batch:
+            digest.update(content)
+        return b"".join(frame for _, frame in batch)
+
+    yield from pages.ahead(hasher, frames, pages.batched(entry.content))
+    yield _frame(_padding(info.size))
     sha256 = None if entry.size is None else digest.hexdigest()
     files.append(File(path, entry.mode, entry.mtime_ns, entry.size, sha256))
 
 
 def _padding(size: int) -> bytes:
     return bytes(-size % tarfile.BLOCKSIZE)
+
+
+def _frame(content: bytes) -> bytes:
+    return zstandard.ZstdCompressor().compress(content)
+
+
+class Pieces:
+    """Reads what a generator yields as a file is read."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self.pieces = filter(None, pieces)
+        self.rest = memoryview(b"")
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes, none at the end."""
+        if not self.rest:
+            self.rest = memoryview(next(self.pieces, b""))
+        taken, self.rest = self.rest[:size], self.rest[size:]
+        return bytes(taken)
 
 
 class _End:
@@ -199,7 +223,7 @@ class _End:
         try:
             return self.work(size)
         except BaseException as error:
-            self.error = error
+            self.error = self.error or error  # the first: what follows is its wake
             raise
 
     def write(self, data: bytes) -> int:

@@ -392,7 +392,9 @@ def test_a_secret_key_in_the_place_of_the_recipient_is_not_shown(
 def test_a_password_in_the_url_stays_out_of_sight(
     site: Site, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    monkeypatch.setenv("NESCORD_OPS_OFFSITE_URL", "sftp://me:pass@w/ord@127.0.0.1:1/there?key=word")
+    monkeypatch.setenv(
+        "NESCORD_OPS_OFFSITE_URL", "sftp://me:pass@w/ord@127.0.0.1:1/there?key=zebra"
+    )
     monkeypatch.setenv("NESCORD_OPS_AGE_RECIPIENT", site.settings.age_recipient)
     app = ["--app-dir", str(site.settings.app_dir)]
     here = load(app_dir=site.settings.app_dir)
@@ -403,4 +405,328 @@ def test_a_password_in_the_url_stays_out_of_sight(
     shown += captured.out + captured.err
     assert "sftp://***@127.0.0.1:1/there?***" in shown
     assert "pass@" not in shown
-    assert "word" not in shown
+    assert "zebra" not in shown
+
+
+# Nothing half-visible
+
+
+def test_a_damaged_generation_is_refused_in_the_middle(site: Site) -> None:
+    path = site.settings.backup_dir / "store.sqlite3"
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        (number, data) = db.execute("SELECT max(number), data FROM page").fetchone()
+        db.execute("UPDATE page SET data = ? WHERE number = ?", (data[:-1] + b"!", number))
+    with pytest.raises(StoreError, match="damaged") as caught:
+        offsite.push(site.settings, ID)
+    assert caught.value.hint
+    assert site.objects == {}
+
+
+def test_what_was_left_half_pushed_is_removed_and_nothing_else(site: Site) -> None:
+    site.place.mkdir()
+    other = "nescordbot_backup_20251231_000000"
+    left = [f"{other}.tar.zst.age", f"{other}.json.part", f"{ID}.tar.zst.age.part"]
+    foreign = ["photos.tar.zst", "notes.json", f"{other}.txt", "x.part"]
+    for name in left + foreign:
+        (site.place / name).write_bytes(b"half")
+    assert offsite.listing(site.settings) == ()
+    offsite.push(site.settings, ID)
+    assert sorted(site.objects) == sorted([*foreign, f"{ID}.json", f"{ID}.tar.zst.age"])
+
+
+def slowly(settings: Settings, seconds: float = 60.0) -> subprocess.Popen[bytes]:
+    """Push in another process, which stops in the middle for a while."""
+    code = """
+        import sys, time
+        from nescord_ops import keys, offsite, settings, stream
+        real = stream._through
+        def slow(cipher, read, give, keys):
+            def wait(data):
+                give(data)
+                give.count = getattr(wait, "count", 0)
+                wait.count = getattr(wait, "count", 0) + 1
+                if wait.count == 3:
+                    print("half", flush=True)
+                    time.sleep(float(sys.argv[3]))
+            real(cipher, read, wait, keys)
+        stream._through = lambda *all: slow(*all)
+        offsite.push(settings.load(app_dir=sys.argv[1]), sys.argv[2])
+    """
+    code = code.replace('                give.count = getattr(wait, "count", 0)\n', "")
+    environment = {
+        **os.environ,
+        "NESCORD_OPS_OFFSITE_URL": settings.offsite_url,
+        "NESCORD_OPS_AGE_RECIPIENT": settings.age_recipient,
+    }
+    command = [sys.executable, "-c", textwrap.dedent(code), str(settings.app_dir), ID, str(seconds)]
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+    assert child.stdout
+    assert child.stdout.readline() == b"half\n"
+    return child
+
+
+def test_a_killed_push_leaves_nothing_visible_and_runs_again(site: Site) -> None:
+    child = slowly(site.settings)
+    child.kill()
+    child.wait()
+    assert offsite.listing(site.settings) == ()
+    assert all(name.endswith(".part") for name in site.objects)
+    offsite.push(site.settings, ID)
+    assert sorted(site.objects) == [f"{ID}.json", f"{ID}.tar.zst.age"]
+    assert offsite.check(site.settings, ID, identity=site.key).status is Status.OK
+
+
+def test_the_store_is_free_and_other_pushes_wait_while_one_is_at_work(site: Site) -> None:
+    child = slowly(site.settings)
+    try:
+        with pytest.raises(OffsiteError, match="another push is at work"):
+            offsite.push(site.settings, ID)
+        started = time.monotonic()
+        assert backup.create(site.settings).backup
+        assert time.monotonic() - started < 20
+    finally:
+        child.kill()
+        child.wait()
+
+
+# Damage and malice
+
+
+def test_any_damaged_byte_is_noticed_without_a_key(site: Site, tmp_path: Path) -> None:
+    offsite.push(site.settings, ID)
+    path = site.place / f"{ID}.tar.zst.age"
+    whole = path.read_bytes()
+    rng = random.Random(3)
+    for _ in range(8):
+        harmed = bytearray(whole)
+        harmed[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(harmed)
+        assert offsite.check(site.settings, ID).status is Status.FAIL
+        assert offsite.listing(site.settings)[0].fault
+        refused(site, tmp_path, "damaged|not those that were pushed|not encrypted to this identity")
+    path.write_bytes(whole[:-100_000])
+    assert offsite.check(site.settings, ID).status is Status.FAIL
+    refused(site, tmp_path, "its stream has")
+    path.write_bytes(whole)
+    assert offsite.check(site.settings, ID).status is Status.OK
+    assert not offsite.listing(site.settings)[0].fault
+
+
+def alter(document: Any, *way: Any) -> Any:
+    """Given a JSON document, a way into it and a value, return it changed."""
+    changed = json.loads(json.dumps(document))
+    *steps, last, value = way
+    place = changed
+    for step in steps:
+        place = place[step]
+    place[last] = value
+    return changed
+
+
+ALTERED: dict[str, tuple[Any, ...]] = {
+    "another digest of the stream": ("sha256", "0" * 64),
+    "another digest of a file": ("record", "files", -1, "sha256", "0" * 64),
+    "another size of a file": ("record", "files", -1, "size", 3),
+    "another name": ("record", "files", -1, "path", "nescordbot.db2"),
+    "another time": ("record", "taken_at", (NOON + DAY).isoformat()),
+    "other evidence": ("record", "evidence", "rows", {"knowledge_notes": 1}),
+    "no files": ("record", "files", []),
+}
+MALFORMED: dict[str, tuple[Any, ...]] = {
+    "a name that climbs": ("record", "files", -1, "path", "../../etc/passwd"),
+    "an absolute name": ("record", "files", -1, "path", "/etc/passwd"),
+    "a name with a NUL": ("record", "files", -1, "path", "a\0b"),
+    "another id": ("record", "id", "nescordbot_backup_20260101_000000"),
+    "an odd digest": ("sha256", "0"),
+    "a size that is no number": ("stream_bytes", True),
+    "a negative size": ("record", "files", -1, "size", -1),
+    "a huge size": ("record", "files", -1, "size", 1 << 80),
+    "settings in the evidence": ("record", "evidence", "expected", "backup_dir", "/"),
+    "stores that are none": ("record", "evidence", "stores", 5),
+    "no evidence": ("record", "evidence", None),
+    "files that are none": ("record", "files", 5),
+    "a date that is none": ("pushed_at", "yesterday"),
+    "a list": ("record", []),
+    "half a character": ("record", "files", -1, "path", "\ud83d"),
+}
+
+
+@pytest.mark.parametrize("kind", [*ALTERED, *MALFORMED])
+def test_an_altered_json_is_noticed(kind: str, site: Site, tmp_path: Path) -> None:
+    offsite.push(site.settings, ID)
+    changed = alter(site.document(), *(ALTERED.get(kind) or MALFORMED[kind]))
+    site.rewrite(changed)
+    if kind in MALFORMED:
+        assert offsite.listing(site.settings)[0].fault
+    found = offsite.check(empty(site, tmp_path), ID, identity=site.key)
+    assert found.status is Status.FAIL
+    refused(site, tmp_path, "record|altered|pushed|not as this|is not")
+
+
+def test_a_json_of_any_bytes_is_noticed(site: Site) -> None:
+    offsite.push(site.settings, ID)
+    for content in (b"", b"\xff", b"[" * 100_000, b"null", b'{"sha256": 1}', b"NaN"):
+        (site.place / f"{ID}.json").write_bytes(content)
+        assert offsite.listing(site.settings)[0].fault
+        with pytest.raises(OpsError):
+            offsite.pull(site.settings, ID, to=site.place / "to")
+
+
+def forge(site: Site, members: list[tuple[tarfile.TarInfo, bytes]], raw: bytes = b"") -> None:
+    """Replace the copy by a stream of these members, sealed with the public recipient."""
+    document = site.document()
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for info, content in members:
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    plain = zstandard.ZstdCompressor().compress(raw or packed.getvalue())
+    recipient = x25519.Recipient.from_str(site.settings.age_recipient)
+    content = pyrage.encrypt(plain, [recipient])
+    (site.place / f"{ID}.tar.zst.age").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    site.rewrite({**document, "sha256": digest, "stream_bytes": len(content)})
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+HOSTILE = {
+    "climbs": (member(f"{ID}/../../x"), b"x"),
+    "is absolute": (member("/tmp/x"), b"x"),
+    "is a link": (member(f"{ID}/nescordbot.db", tarfile.SYMTYPE, "/etc/passwd"), b""),
+    "is a hard link": (member(f"{ID}/nescordbot.db", tarfile.LNKTYPE, "/etc/passwd"), b""),
+    "is a device": (member(f"{ID}/nescordbot.db", tarfile.CHRTYPE), b""),
+    "is a fifo": (member(f"{ID}/nescordbot.db", tarfile.FIFOTYPE), b""),
+    "is a directory": (member(f"{ID}/nescordbot.db", tarfile.DIRTYPE), b""),
+    "has another size": (member(f"{ID}/nescordbot.db"), b"x"),
+    "is not recorded": (member(f"{ID}/extra"), b"x"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_forged_tar_is_refused(kind: str, site: Site, tmp_path: Path) -> None:
+    offsite.push(site.settings, ID)
+    info, content = HOSTILE[kind]
+    forge(site, [(info, content)])
+    refused(site, tmp_path, "record|no `tar")
+    found = offsite.check(empty(site, tmp_path), ID, identity=site.key)
+    assert found.status is Status.FAIL
+
+
+def recorded(site: Site) -> list[tuple[tarfile.TarInfo, bytes]]:
+    """The members of the copy, as they are."""
+    identity = keys.identities(site.key)
+    packed = pyrage.decrypt((site.place / f"{ID}.tar.zst.age").read_bytes(), identity)
+    content = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True).read()
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        return [
+            (m, (tar.extractfile(m) or io.BytesIO()).read() if m.isfile() else b"") for m in tar
+        ]
+
+
+def test_a_forged_tar_cannot_take_the_memory(site: Site, tmp_path: Path) -> None:
+    """A header that tarfile would read as a whole, a sparse map without end, zeros without end."""
+    offsite.push(site.settings, ID)
+    name = member("././@LongLink", tarfile.GNUTYPE_LONGNAME)
+    forge(site, [(name, bytes(50 << 20))])
+    assert "too large" in str(refused(site, tmp_path, "no `tar"))
+    info = member(f"{ID}/nescordbot.db")
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+    info.size = 50 << 20
+    raw = info.tobuf(tarfile.PAX_FORMAT) + b"9999999999999\n" + b"1\n" * (25 << 20)
+    forge(site, [], raw)
+    assert "sparse" in str(refused(site, tmp_path, "no `tar"))
+    whole = forge_whole(site)
+    forge(site, [], whole + bytes(50 << 20))
+    assert "follows its end" in str(refused(site, tmp_path, "no `tar"))
+
+
+def forge_whole(site: Site) -> bytes:
+    offsite.push(site.settings, ID)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for info, content in recorded(site):
+            tar.addfile(info, io.BytesIO(content))
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["twice", "missing", "no record", "no tar", "no zstd"])
+def test_a_tar_that_is_not_its_record_is_refused(kind: str, site: Site, tmp_path: Path) -> None:
+    offsite.push(site.settings, ID)
+    members = recorded(site)
+    files = [at for at, (info, _) in enumerate(members) if info.isfile()]
+    if kind == "twice":
+        members.insert(files[0], members[files[0]])
+    elif kind == "missing":
+        del members[files[0]]
+    elif kind == "no record":
+        del members[-1]
+    forge(site, members, b"no tar" * 1000 if kind == "no tar" else b"")
+    if kind == "no zstd":
+        recipient = x25519.Recipient.from_str(site.settings.age_recipient)
+        content = pyrage.encrypt(b"no zstd" * 1000, [recipient])
+        (site.place / f"{ID}.tar.zst.age").write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        site.rewrite({**site.document(), "sha256": digest, "stream_bytes": len(content)})
+    refused(site, tmp_path, "names once|lacks|no record|no `tar")
+
+
+@pytest.mark.parametrize(
+    "identity", ["../x", "", "a/b", "x\0", "no such", f"{ID}.json", "\x1b[31m"]
+)
+def test_an_id_that_is_none_is_said(identity: str, site: Site, tmp_path: Path) -> None:
+    offsite.push(site.settings, ID)
+    for act in (offsite.push, offsite.check, offsite.pull):
+        with pytest.raises(OpsError) as caught:
+            act(site.settings, identity)
+        assert caught.value.hint
+
+
+def test_what_is_there_already_is_kept(site: Site, tmp_path: Path) -> None:
+    offsite.push(site.settings, ID)
+    before = contents(site.settings.backup_dir)
+    with pytest.raises(BackupError, match="in the store already") as caught:
+        offsite.pull(site.settings, ID, identity=site.key)
+    assert f"restore {ID}" in caught.value.hint
+    assert contents(site.settings.backup_dir) == before
+    (tmp_path / "to").mkdir()
+    with pytest.raises(OpsError, match="is there already"):
+        offsite.pull(site.settings, ID, identity=site.key, to=tmp_path / "to")
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, kilobytes: int) -> Iterator[Path]:
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", path]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+def test_a_full_disk_is_said_and_nothing_is_added(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offsite.push(site.settings, ID)
+    new = empty(site, tmp_path)
+    with small_disk(tmp_path / "small", 1024) as small:
+        with pytest.raises(OpsError, match="bytes free") as caught:
+            offsite.pull(new, ID, identity=site.key, to=small / "to")
+        assert "TMPDIR" in caught.value.hint
+        evidence = alter(site.document(), "record", "evidence", "allocated_bytes", 1)
+        site.rewrite(evidence)
+        monkeypatch.setattr(copies, "_ROOM_BYTES", 0)  # as if another program took it meanwhile
+        with pytest.raises(OpsError, match="No space left") as caught:
+            offsite.pull(new, ID, identity=site.key, to=small / "to")
+        assert caught.value.hint
+        assert list(small.iterdir()) == []
+        full = dataclasses.replace(site.settings, offsite_url=str(small / "place"))
+        with pytest.raises(OffsiteError, match="No space left"):
+            offsite.push(full, ID)
+        assert list((small / "place").iterdir()) == []
