@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from nescord_ops import show
+from nescord_ops.settings import masked
 from nescord_ops.terminal import (
     Invocation,
     as_text,
@@ -26,9 +27,20 @@ app = typer.Typer(
 )
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="As `nescord-ops backup list` shows it.")]
+
+
+def _without_secrets(url: str) -> str:
+    """Refuse a URL that the process list would show to everybody."""
+    if masked(url) != url:
+        text = "a URL with a user or a query belongs into NESCORD_OPS_OFFSITE_URL"
+        raise typer.BadParameter(text)
+    return url
+
+
 Url = Annotated[
     str,
     typer.Option(
+        callback=_without_secrets,
         help="A directory, s3://bucket/prefix or sftp://host/path; NESCORD_OPS_OFFSITE_URL.",
         metavar="URL",
     ),
@@ -65,7 +77,7 @@ def list_(context: typer.Context, url: Url = "") -> None:
         return
     write_table([(str(copy.status), copy.id, as_text(copy.summary)) for copy in copies])
     total = sum(copy.stream_bytes for copy in copies)
-    typer.echo(f"{len(copies)} copies of {show.size(total)}.")
+    typer.echo(f"{len(copies)} cop{'y' if len(copies) == 1 else 'ies'} of {show.size(total)}.")
 
 
 @app.command()

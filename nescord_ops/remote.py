@@ -165,6 +165,8 @@ def upload(remote: Remote, name: str, size_bytes: int) -> Iterator[Upload]:
         taking.flush()
         _ask(remote, lambda: _finish(remote, file, path, target))
     except BaseException:
+        if remote.s3:
+            file.closed = True  # or it would go on uploading when it is collected as garbage
         gone = _begin(lambda: _abandon(remote, taking, path))
         wait([gone], timeout=_CLEANING_SECONDS)  # what is left, the next push sweeps away
         raise

@@ -11,10 +11,8 @@ import json
 import os
 import random
 import re
-import resource
 import shlex
 import shutil
-import signal
 import socket
 import sqlite3
 import stat
@@ -27,7 +25,7 @@ import threading
 import time
 import traceback
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -48,7 +46,6 @@ from nescord_ops import (
     inventory,
     keys,
     offsite,
-    pages,
     remote,
     store,
     stream,
@@ -489,6 +486,348 @@ def test_the_store_is_free_and_other_pushes_wait_while_one_is_at_work(site: Site
         child.wait()
 
 
+# Buckets, and bad servers
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of an S3 server in a process of its own, with a bucket `bucket`."""
+    port = free_port()
+    log = (tmp_path_factory.mktemp("s3") / "log").open("wb")
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=log, stderr=log) as server:
+        try:
+            for _ in range(300):
+                with contextlib.suppress(OSError):
+                    request = urllib.request.Request(
+                        f"http://127.0.0.1:{port}/bucket", method="PUT"
+                    )
+                    urllib.request.urlopen(request, timeout=5).close()
+                    break
+                time.sleep(0.1)
+            yield port
+        finally:
+            server.terminate()
+
+
+AWS_SECRET = "wJalrSECRETbPxRfiCY"
+
+
+def bucket(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
+    """Point S3's own variables at a port of this machine."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
+        "AWS_SECRET_ACCESS_KEY": AWS_SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def in_bucket(
+    site: Site, s3: int, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Settings:
+    """The settings of the site with a prefix of its own in the bucket."""
+    bucket(monkeypatch, s3)
+    return site.of(offsite_url=f"s3://bucket/{request.node.name}/deep")
+
+
+def test_a_bucket_gives_back_what_was_pushed(
+    site: Site, in_bucket: Settings, tmp_path: Path
+) -> None:
+    assert offsite.listing(in_bucket) == ()
+    offsite.push(in_bucket, ID)
+    assert offsite.check(in_bucket, ID).status is Status.OK
+    assert "nothing was done" in offsite.push(in_bucket, ID).checks[0].summary
+    new = dataclasses.replace(empty(site, tmp_path), offsite_url=in_bucket.offsite_url)
+    offsite.pull(new, ID, identity=site.key)
+    assert laid_out(new, tmp_path / "after") == laid_out(in_bucket, tmp_path / "before")
+    (copy,) = offsite.listing(in_bucket)
+    assert (copy.status, copy.fault) == (Status.OK, "")
+
+
+def test_an_object_is_sent_in_parts_and_appears_when_it_is_whole(
+    in_bucket: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "PART_BYTES", 5 << 20)
+    place = remote.connect(in_bucket.offsite_url)
+    name = f"{ID}.tar.zst"
+    content = random.Random(1).randbytes(12 << 20)
+    with remote.upload(place, name, 0) as taking:
+        for start in range(0, len(content), 1 << 16):
+            taking.write(content[start : start + (1 << 16)])
+        assert remote.names(place) == {}
+        assert len(uploads(place)) == 1
+    assert b"".join(remote.chunks(place, name, len(content))) == content
+
+    def broken() -> None:
+        with remote.upload(place, "other", 0) as taking:
+            taking.write(content)
+            taking.flush()
+            raise StoreError("a page is damaged")
+
+    with pytest.raises(StoreError):
+        broken()
+    assert list(remote.names(place)) == [name]
+    assert uploads(place) == []
+
+
+def uploads(place: remote.Remote) -> list[str]:
+    found = place.files.call_s3("list_multipart_uploads", Bucket="bucket")
+    keys_ = [upload["Key"] for upload in found.get("Uploads", [])]
+    return [key for key in keys_ if key.startswith(place.root.partition("/")[2])]
+
+
+def test_uploads_that_were_killed_are_swept_by_the_next_push(in_bucket: Settings) -> None:
+    place = remote.connect(in_bucket.offsite_url)
+    for name in (f"{ID}.tar.zst.age", "of-somebody-else"):
+        file = place.files.open(place.path(name), "wb", autocommit=False, block_size=5 << 20)
+        file.write(bytes(6 << 20))
+        file.flush()
+    assert len(uploads(place)) == 2
+    offsite.push(in_bucket, ID)
+    assert [name.rpartition("/")[2] for name in uploads(place)] == ["of-somebody-else"]
+
+
+def test_a_bucket_that_does_not_exist_is_said(
+    site: Site, in_bucket: Settings, tmp_path: Path
+) -> None:
+    nowhere = dataclasses.replace(in_bucket, offsite_url="s3://no-such-bucket/prefix")
+    for act in (offsite.push, offsite.check, offsite.pull):
+        with pytest.raises(OffsiteError, match="no such bucket") as caught:
+            act(nowhere, ID, **_new(act, tmp_path))
+        assert "make the bucket" in caught.value.hint
+    with pytest.raises(OffsiteError, match="no such bucket"):
+        offsite.listing(nowhere)
+    with pytest.raises(OffsiteError, match="no such bucket"):
+        offsite.listing(site.of(offsite_url=str(tmp_path / "absent")))
+
+
+def _new(act: Any, tmp_path: Path) -> dict[str, Any]:
+    return {"to": tmp_path / "to"} if act is offsite.pull else {}
+
+
+@contextlib.contextmanager
+def answering(status: int) -> Iterator[int]:
+    """Yield the port of a server that answers with a status, or hangs (0)."""
+    over = threading.Event()
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            if not status:
+                over.wait(60)
+                return
+            code = {403: "AccessDenied", 500: "InternalError"}[status]
+            body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Connection", "close")
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer  # noqa: N815
+
+        def log_message(self, *_: Any) -> None:
+            """Nobody reads it."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            over.set()
+            server.shutdown()
+            thread.join()
+
+
+SERVERS = {403: "no permission", 500: "InternalError|500|no", 0: "did not answer within"}
+
+
+@pytest.mark.parametrize("status", SERVERS)
+def test_a_bad_server_is_said_in_bounded_time(
+    status: int, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = {"mode": "standard", "max_attempts": 2}
+    monkeypatch.setitem(remote._S3_OPTIONS["config_kwargs"], "retries", quick)
+    monkeypatch.setattr(remote, "ANSWER_SECONDS", 3.0 if status == 0 else 30.0)
+    monkeypatch.setattr(remote, "_CLEANING_SECONDS", 1.0)
+    with answering(status) as port:
+        bucket(monkeypatch, port)
+        settings = site.of(offsite_url="s3://bucket/prefix")
+        for act in (offsite.push, offsite.check, offsite.pull):
+            started = time.monotonic()
+            with pytest.raises(OffsiteError, match=SERVERS[status]) as caught:
+                act(settings, ID, **_new(act, tmp_path))
+            assert time.monotonic() - started < 20
+            assert caught.value.hint
+            assert AWS_SECRET not in "".join(traceback.format_exception(caught.value))
+    assert "offsite" not in backup.find(settings, ID).evidence
+
+
+def test_a_server_that_is_not_there_is_said(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = {"mode": "standard", "max_attempts": 1}
+    monkeypatch.setitem(remote._S3_OPTIONS["config_kwargs"], "retries", quick)
+    bucket(monkeypatch, free_port())
+    with pytest.raises(OffsiteError, match="connect") as caught:
+        offsite.push(site.of(offsite_url="s3://bucket/prefix"), ID)
+    assert "see that the server is up" in caught.value.hint
+
+
+@pytest.mark.parametrize("missing", ["s3fs", "paramiko"])
+def test_a_package_that_is_absent_is_named(missing: str, site: Site) -> None:
+    extra = {"s3fs": "s3", "paramiko": "sftp"}[missing]
+    code = f"import sys; sys.modules[{missing!r}] = None\nfrom nescord_ops import cli; cli.main()"
+    environment = {**os.environ, "NESCORD_OPS_OFFSITE_URL": f"{extra}://host/path"}
+    command = [sys.executable, "-c", code, "--app-dir", str(site.settings.app_dir)]
+    done = subprocess.run(
+        [*command, "offsite", "list"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert f"Try: pip install 'nescord-ops[{extra}]'" in done.stderr
+
+
+class Chaos:
+    """A TCP proxy that cuts, delays and fails connections at random, the same for the same seed."""
+
+    def __init__(self, port: int, seed: int, rate: float) -> None:
+        self.port, self.rate, self.rng = port, rate, random.Random(seed)
+        self.harmed = 0
+        self.server = socket.create_server(("127.0.0.1", 0), backlog=64)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def here(self) -> int:
+        return int(self.server.getsockname()[1])
+
+    def close(self) -> None:
+        self.server.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.server.accept()
+                fate = self.rng.choice(["refuse", "fail", "cut up", "cut down", "delay"])
+                fate = fate if self.rng.random() < self.rate else ""
+                after = self.rng.randrange(1, 400_000)
+                self.harmed += bool(fate)
+                threading.Thread(
+                    target=self._serve, args=(client, fate, after), daemon=True
+                ).start()
+
+    def _serve(self, client: socket.socket, fate: str, after: int) -> None:
+        with client, contextlib.suppress(OSError):
+            if fate == "refuse":
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                return
+            if fate == "fail":
+                client.recv(1 << 16)
+                client.sendall(b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n")
+                return
+            if fate == "delay":
+                time.sleep(0.3)
+            with socket.create_connection(("127.0.0.1", self.port)) as server:
+                limits = (
+                    after if fate == "cut up" else None,
+                    after if fate == "cut down" else None,
+                )
+                up = threading.Thread(target=self._copy, args=(client, server, limits[0]))
+                up.start()
+                self._copy(server, client, limits[1])
+                up.join()
+
+    def _copy(self, source: socket.socket, target: socket.socket, limit: int | None) -> None:
+        done = 0
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if limit is not None:
+                    data = data[: limit - done]
+                target.sendall(data)
+                done += len(data)
+                if done == limit:
+                    break
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+def endure(site: Site, settings: Settings, chaos: Chaos, tmp_path: Path, rounds: int) -> list[str]:
+    """Push and pull through the proxy; return how each came out. What succeeds is whole."""
+    expected = laid_out(settings, tmp_path / "expected")
+    outcomes = []
+    for number in range(rounds):
+        here = dataclasses.replace(settings, offsite_url=f"{settings.offsite_url}/{number}")
+        for act in ("push", "pull"):
+            to = tmp_path / f"to{number}"
+            try:
+                if act == "push":
+                    offsite.push(here, ID)
+                else:
+                    offsite.pull(here, ID, identity=site.key, to=to)
+                    assert contents(to) == expected
+                    shutil.rmtree(to)
+                outcomes.append(f"{act} ok")
+            except OffsiteError:
+                assert not to.exists()
+                outcomes.append(f"{act} refused")
+    return outcomes
+
+
+def survive(
+    site: Site,
+    settings: Settings,
+    port: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rounds: int,
+    rate: float,
+) -> None:
+    chaos = Chaos(port, seed=rounds, rate=rate)
+    bucket(monkeypatch, chaos.here)
+    try:
+        outcomes = endure(site, settings, chaos, tmp_path, rounds)
+    finally:
+        chaos.close()
+    bucket(monkeypatch, port)
+    pushed = 0
+    for number in range(rounds):
+        here = dataclasses.replace(settings, offsite_url=f"{settings.offsite_url}/{number}")
+        for copy in offsite.listing(here):  # what is visible is whole
+            assert not copy.fault
+            assert offsite.check(here, ID).status is Status.OK
+            pushed += 1
+        offsite.push(here, ID)
+        assert len(remote.names(remote.connect(here.offsite_url))) == 2
+    print(
+        f"{rounds} rounds, {chaos.harmed} harmed connections: {sorted(set(outcomes))}, ", outcomes
+    )
+    assert chaos.harmed >= rounds
+    assert pushed >= outcomes.count("push ok")
+    assert outcomes.count("push ok") + outcomes.count("pull ok") > rounds
+
+
+def test_a_bad_network_costs_time_and_nothing_else(
+    site: Site, in_bucket: Settings, s3: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    survive(site, in_bucket, s3, tmp_path, monkeypatch, rounds=2, rate=0.25)
+
+
+@pytest.mark.slow
+def test_a_hundred_pushes_and_pulls_over_a_bad_network(
+    site: Site, in_bucket: Settings, s3: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    survive(site, in_bucket, s3, tmp_path, monkeypatch, rounds=100, rate=0.25)
+
+
 # Damage and malice
 
 
@@ -631,6 +970,10 @@ def recorded(site: Site) -> list[tuple[tarfile.TarInfo, bytes]]:
 def test_a_forged_tar_cannot_take_the_memory(site: Site, tmp_path: Path) -> None:
     """A header that tarfile would read as a whole, a sparse map without end, zeros without end."""
     offsite.push(site.settings, ID)
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for info, content in recorded(site):
+            tar.addfile(info, io.BytesIO(content))
     name = member("././@LongLink", tarfile.GNUTYPE_LONGNAME)
     forge(site, [(name, bytes(50 << 20))])
     assert "too large" in str(refused(site, tmp_path, "no `tar"))
@@ -640,18 +983,8 @@ def test_a_forged_tar_cannot_take_the_memory(site: Site, tmp_path: Path) -> None
     raw = info.tobuf(tarfile.PAX_FORMAT) + b"9999999999999\n" + b"1\n" * (25 << 20)
     forge(site, [], raw)
     assert "sparse" in str(refused(site, tmp_path, "no `tar"))
-    whole = forge_whole(site)
-    forge(site, [], whole + bytes(50 << 20))
+    forge(site, [], whole.getvalue() + bytes(50 << 20))
     assert "follows its end" in str(refused(site, tmp_path, "no `tar"))
-
-
-def forge_whole(site: Site) -> bytes:
-    offsite.push(site.settings, ID)
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for info, content in recorded(site):
-            tar.addfile(info, io.BytesIO(content))
-    return packed.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["twice", "missing", "no record", "no tar", "no zstd"])
@@ -726,7 +1059,331 @@ def test_a_full_disk_is_said_and_nothing_is_added(
             offsite.pull(new, ID, identity=site.key, to=small / "to")
         assert caught.value.hint
         assert list(small.iterdir()) == []
-        full = dataclasses.replace(site.settings, offsite_url=str(small / "place"))
+    with small_disk(tmp_path / "smaller", 100) as small:
+        full = site.of(offsite_url=str(small))
         with pytest.raises(OffsiteError, match="No space left"):
             offsite.push(full, ID)
-        assert list((small / "place").iterdir()) == []
+        assert list(small.iterdir()) == []
+
+
+def test_a_full_volume_at_pull_is_said_by_the_store(site: Site, tmp_path: Path) -> None:
+    offsite.push(site.settings, ID)
+    with small_disk(tmp_path / "small", 200) as small:
+        new = dataclasses.replace(empty(site, tmp_path), backup_dir=small / "backups")
+        with pytest.raises(StoreError, match="full") as caught:
+            offsite.pull(new, ID, identity=site.key)
+        assert "make room" in caught.value.hint
+        assert backup.listing(new).generations == ()
+
+
+# Retention
+
+
+def several(site: Site, count: int) -> list[str]:
+    """Make so many copies, a day apart, of the one backup; return their ids, newest first."""
+    offsite.push(site.settings, ID)
+    ids = [f"nescordbot_backup_2026011{day}_120000" for day in reversed(range(count))]
+    for day, identity in enumerate(reversed(ids)):
+        document = alter(site.document(), "record", "id", identity)
+        document = alter(document, "record", "taken_at", (NOON + day * DAY).isoformat())
+        (site.place / f"{identity}.json").write_text(json.dumps(document))
+        shutil.copy(site.place / f"{ID}.tar.zst.age", site.place / f"{identity}.tar.zst.age")
+    for suffix in ("json", "tar.zst.age"):
+        (site.place / f"{ID}.{suffix}").unlink()
+    return ids
+
+
+def listed(settings: Settings) -> list[str]:
+    return [copy.id for copy in offsite.listing(settings)]
+
+
+def test_prune_keeps_the_newest_good_copies(site: Site) -> None:
+    ids = several(site, 5)
+    before = contents(site.place)
+    done = offsite.prune(site.settings, 3, dry_run=True)
+    assert [copy.id for copy in done.copies] == ids[3:]
+    assert contents(site.place) == before
+    offsite.prune(site.settings, 3)
+    assert listed(site.settings) == ids[:3]
+    assert len(site.objects) == 6
+    with pytest.raises(OffsiteError, match="at least one"):
+        offsite.prune(site.settings, 0)
+
+
+@pytest.mark.parametrize("harm", ["json", "stream", "short", "checked"])
+def test_what_is_not_good_is_not_counted(harm: str, site: Site) -> None:
+    ids = several(site, 3)
+    for identity in ids[:2]:
+        stream_path = site.place / f"{identity}.tar.zst.age"
+        if harm == "json":
+            (site.place / f"{identity}.json").write_text("{}")
+        elif harm == "stream":
+            stream_path.unlink()
+        elif harm == "short":
+            os.truncate(stream_path, 10)
+        else:
+            content = bytearray(stream_path.read_bytes())
+            content[-1] ^= 1
+            stream_path.write_bytes(content)
+            assert offsite.check(site.settings, identity).status is Status.FAIL
+    offsite.prune(site.settings, 1)
+    assert ids[2] in listed(site.settings)
+    assert offsite.check(site.settings, ids[2]).status is Status.OK
+
+
+def test_prune_never_removes_the_newest_proven_copy(site: Site) -> None:
+    ids = several(site, 4)
+    path = site.place / f"{ids[2]}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "proven_at": NOON.isoformat()}))
+    offsite.prune(site.settings, 1)
+    assert listed(site.settings) == [ids[0], ids[2]]
+
+
+def test_a_prune_that_is_cut_short_leaves_no_copy_without_its_stream(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = several(site, 2)
+    real = remote.remove
+
+    def cut(place: remote.Remote, name: str) -> None:
+        if name.endswith(".age"):
+            raise OffsiteError("cut")
+        real(place, name)
+
+    monkeypatch.setattr(remote, "remove", cut)
+    with pytest.raises(OffsiteError, match="cut"):
+        offsite.prune(site.settings, 1)
+    monkeypatch.undo()
+    assert [(copy.id, copy.fault) for copy in offsite.listing(site.settings)] == [(ids[0], "")]
+
+
+# Verify, cost, backup create --push
+
+
+def judged(settings: Settings, now: datetime) -> dict[str, str]:
+    found = freshness.health(settings, now)
+    return {check.name: check.status.value for check in found if check.name.startswith("offsite")}
+
+
+def test_verify_tells_the_age_and_the_last_check_of_copies(site: Site) -> None:
+    nowhere = site.of(offsite_url="")
+    assert judged(nowhere, NOON) == {}
+    assert judged(site.settings, NOON) == {"offsite.age": "warn", "offsite.checked": "warn"}
+    offsite.push(site.settings, ID)
+    assert judged(site.settings, NOON + DAY) == {"offsite.age": "ok", "offsite.checked": "warn"}
+    offsite.check(site.settings, ID, now=NOON)
+    fine = {"offsite.age": "ok", "offsite.checked": "ok"}
+    assert judged(site.settings, NOON + DAY) == judged(nowhere, NOON + DAY) == fine
+    late = judged(site.settings, NOON + 31 * DAY)
+    assert late == {"offsite.age": "warn", "offsite.checked": "warn"}
+
+
+def test_a_copy_found_damaged_is_none_until_it_is_pushed_again(site: Site) -> None:
+    offsite.push(site.settings, ID)
+    path = site.place / f"{ID}.tar.zst.age"
+    path.write_bytes(bytes(path.stat().st_size))
+    offsite.check(site.settings, ID, now=NOON)
+    found = {check.name: check for check in freshness.health(site.settings, NOON)}
+    assert found["offsite.age"].status is found["offsite.checked"].status is Status.WARN
+    assert f"offsite push {ID}" in found["offsite.age"].hint
+    offsite.push(site.settings, ID)
+    assert judged(site.settings, NOON)["offsite.age"] == "ok"
+
+
+def test_a_store_on_the_volume_wants_a_copy_elsewhere(site: Site, tmp_path: Path) -> None:
+    on_railway = site.of(volume_mount=site.settings.database.parent)
+    found = {check.name: check for check in freshness.health(on_railway, NOON)}
+    assert found["backups.place"].status is Status.WARN
+    assert f"offsite push {ID}" in found["backups.place"].hint
+    with small_disk(tmp_path / "elsewhere", 10_000) as elsewhere:
+        url = dataclasses.replace(on_railway, offsite_url=str(elsewhere))
+        assert {c.name for c in offsite.push(url, ID).checks} == {"offsite.push"}
+        found = {check.name: check for check in freshness.health(url, NOON)}
+        assert found["backups.place"].status is Status.OK
+    same = {c.name: c.status for c in offsite.push(on_railway, ID).checks}
+    assert same["offsite.place"] is Status.WARN
+
+
+def test_the_price_of_copies_has_a_source_and_a_date(site: Site) -> None:
+    def price() -> Any:
+        (found,) = [c for c in cost.run(site.settings).checks if c.name == "cost.offsite"]
+        return found
+
+    size = backup.find(site.settings, ID).size_bytes
+    assert price().value == pytest.approx(size / 1e9 * 0.015)
+    done = offsite.push(site.settings, ID)
+    assert price().value == pytest.approx(done.copies[0].stream_bytes / 1e9 * 0.015)
+    for words in ("$0.015 per GB-month", "2026-08", "egress at $0.05 per GB", "documentation"):
+        assert words in price().summary
+
+
+def test_create_push_does_both(site: Site, tmp_path: Path) -> None:
+    made = backup.create(site.settings, push=True)
+    assert made.status is Status.OK
+    assert made.backup
+    assert listed(site.settings) == [made.backup.id]
+    with pytest.raises(OffsiteError, match="no age recipient"):
+        backup.create(site.of(age_recipient=""), push=True)
+    (tmp_path / "file").touch()
+    unlucky = site.of(offsite_url=str(tmp_path / "file" / "place"))
+    made = backup.create(unlucky, push=True)
+    assert made.status is Status.FAIL
+    assert made.backup
+    (failed,) = [check for check in made.checks if check.status is Status.FAIL]
+    assert f"offsite push {made.backup.id}" in failed.hint
+    assert len(backup.listing(unlucky).generations) == 3
+
+
+# After the loss of the volume
+
+
+def test_the_readmes_way_back_after_the_loss_of_the_volume(
+    demo: MakeDemo, tmp_path: Path, s3: int, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    """The commands of the README's code block, one after the other, on an empty machine."""
+    bucket(monkeypatch, s3)
+    monkeypatch.setenv("NESCORD_OPS_OFFSITE_URL", "s3://bucket/disaster")
+    before = demo(directory=tmp_path / "old")
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["offsite", "keygen", "nescord-ops.key"]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    name, _, recipient = line.partition("=")
+    monkeypatch.setenv(name, recipient)
+    assert cli.run(["--app-dir", "old", "backup", "create", "--push"]) == 0
+    kept = laid_out(
+        load(app_dir=before.app_dir),
+        tmp_path / "kept",
+        identity=(backup.listing(load(app_dir=before.app_dir)).generations[0].id),
+    )
+    shutil.rmtree(before.app_dir)
+    (tmp_path / "app" / "data").mkdir(parents=True)
+    app = tmp_path / "app"
+    monkeypatch.setenv("NESCORD_OPS_APP_DIR", str(app))
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{app}/data/nescordbot.db")
+    monkeypatch.setenv("CHROMADB_PERSIST_DIRECTORY", f"{app}/data/chromadb")
+    section = README.split("### After the loss of the volume")[1].split("\n#")[0]
+    commands = section.split("```sh\n")[1].split("```")[0].splitlines()
+    assert [command.split()[:3] for command in commands[:3]] == [
+        ["nescord-ops", "offsite", "list"],
+        ["nescord-ops", "offsite", "pull"],
+        ["nescord-ops", "restore", "ID"],
+    ]
+    (identity,) = listed(load())
+    capsys.readouterr()
+    for command in commands:
+        words = shlex.split(command.replace("ID", identity))
+        if words[0] == "rm":
+            subprocess.run(words, check=True)
+        else:
+            assert cli.run(words[1:]) == 0, capsys.readouterr()
+    assert (app / "data/nescordbot.db").read_bytes() == kept["nescordbot.db"][2]
+    chroma = {
+        f"chromadb/{name}": facts[2] for name, facts in contents(app / "data/chromadb").items()
+    }
+    assert chroma == {
+        name: facts[2] for name, facts in kept.items() if name.startswith("chromadb/")
+    }
+    assert not (tmp_path / "nescord-ops.key").exists()
+
+
+# Secrets, memory, the command line
+
+
+def test_no_secret_reaches_a_process_list_or_an_output(
+    site: Site, s3: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bucket(monkeypatch, s3)
+    monkeypatch.setenv("NESCORD_OPS_OFFSITE_URL", "s3://bucket/secrets")
+    monkeypatch.setenv("NESCORD_OPS_AGE_RECIPIENT", site.settings.age_recipient)
+    secret = site.key.read_text().split()[-1]
+    seen = set()
+    for words in (
+        ["offsite", "push", ID],
+        ["offsite", "check", ID, "--identity", str(site.key)],
+        ["offsite", "pull", ID, "--identity", str(site.key), "--to", str(tmp_path / "to")],
+        ["offsite", "list"],
+        ["offsite", "pull", ID, "--identity", str(site.key), "--to", str(tmp_path / "to")],
+    ):
+        app = ["--app-dir", str(site.settings.app_dir), "--json", "--debug"]
+        command = [sys.executable, "-m", "nescord_ops", *app, *words]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+            while child.poll() is None:
+                for path in Path("/proc").glob("[0-9]*/cmdline"):
+                    with contextlib.suppress(OSError):
+                        seen.add(path.read_bytes())
+                time.sleep(0.02)
+            assert child.stdout
+            seen.add(child.stdout.read())
+    documents = [path.read_bytes() for path in site.settings.backup_dir.iterdir()]
+    place = remote.connect("s3://bucket/secrets")
+    documents += [remote.read(place, name, 1 << 24) for name in remote.names(place)]
+    for text in (*seen, *documents):
+        assert secret.encode() not in text
+        assert AWS_SECRET.encode() not in text
+    assert any(b"--identity" in text for text in seen)
+
+
+def test_a_password_on_the_command_line_is_refused(site: Site, capsys: Captured) -> None:
+    app = ["--app-dir", str(site.settings.app_dir)]
+    assert cli.run([*app, "offsite", "list", "--url", "sftp://me:zebra@host/place"]) == 2
+    shown = capsys.readouterr().err
+    assert "NESCORD_OPS_OFFSITE_URL" in shown
+    assert "zebra" not in shown
+
+
+def test_memory_does_not_grow_with_the_backup(site: Site, tmp_path: Path) -> None:
+    """A gigabyte and a half, mostly a hole, pushed and pulled in one process each."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    with (tree / "nescordbot.db").open("wb") as file:
+        file.truncate(1500 << 20)
+        file.seek(700 << 20)
+        file.write(os.urandom(40 << 20))
+    evidence = dict(backup.find(site.settings, ID).evidence)
+    evidence["allocated_bytes"] = volume.usage(tree).allocated_bytes
+    large = "nescordbot_backup_20260103_120000"
+    with store.open_store(site.settings.backup_dir / "store.sqlite3") as opened:
+        store.add(opened, large, tree, evidence, taken_at=NOON)
+    code = """
+        import re, sys
+        from nescord_ops import cli
+        assert cli.run(sys.argv[1:]) == 0
+        print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+    """
+    environment = {
+        **os.environ,
+        "NESCORD_OPS_OFFSITE_URL": str(site.place),
+        "NESCORD_OPS_AGE_RECIPIENT": site.settings.age_recipient,
+    }
+    pull = ["pull", large, "--identity", str(site.key), "--to", str(tmp_path / "to")]
+    for words in (["push", large], pull):
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        command += ["--app-dir", str(site.settings.app_dir), "offsite", *words]
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        assert int(done.stdout.splitlines()[-1]) < 150_000
+    assert site.objects[f"{large}.tar.zst.age"] < 45 << 20
+    assert volume.usage(tmp_path / "to").allocated_bytes < 45 << 20
+    found = []
+    for path in (tree, tmp_path / "to"):
+        with (path / "nescordbot.db").open("rb") as file:
+            file.seek(700 << 20)
+            found.append(hashlib.sha256(file.read(40 << 20)).digest())
+    assert found[0] == found[1]
+
+
+def test_every_command_writes_json(
+    site: Site, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NESCORD_OPS_OFFSITE_URL", str(site.place))
+    monkeypatch.setenv("NESCORD_OPS_AGE_RECIPIENT", site.settings.age_recipient)
+    app = ["--json", "--app-dir", str(site.settings.app_dir), "offsite"]
+    for words in (["push", ID], ["list"], ["check", ID], ["prune", "--keep", "1"]):
+        assert cli.run([*app, *words]) == 0
+        document = json.loads(capsys.readouterr().out)
+        (copy, *_) = document["copies"] if words == ["list"] else document["data"]["copies"] or [{}]
+        if copy:
+            assert copy["id"] == ID
+    assert cli.run(["--app-dir", str(site.settings.app_dir), "offsite", "list"]) == 0
+    assert "1 copy of" in capsys.readouterr().out
+    assert cli.run([*app, "pull", ID]) == 2
+    assert "in the store already" in json.loads(capsys.readouterr().out)["error"]
