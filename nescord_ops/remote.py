@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
@@ -25,7 +26,7 @@ from nescord_ops.storefile import sync
 
 ANSWER_SECONDS = 120.0
 _CLEANING_SECONDS = 10.0
-PART_BYTES = 8 << 20  # S3 takes 10,000 parts of 5 MiB or more
+PART_BYTES = 5 << 20  # the least that S3 takes, up to 10,000 times: enough for 47 GB
 _READ_BYTES = 4 << 20
 _PIECES = 16  # of 64 KiB, as they come from age
 _PARTS = 9_000
@@ -170,6 +171,8 @@ def upload(remote: Remote, name: str, size_bytes: int) -> Iterator[Upload]:
         gone = _begin(lambda: _abandon(remote, taking, path))
         wait([gone], timeout=_CLEANING_SECONDS)  # what is left, the next push sweeps away
         raise
+    finally:
+        taking.worker.end()
 
 
 def _finish(remote: Remote, file: Any, path: str, target: str) -> None:
@@ -206,7 +209,8 @@ class Upload:
         self.digest = hashlib.sha256()
         self.bytes = 0
         self._collected: list[bytes] = []
-        self.going: Future[None] = _begin(lambda: None)
+        self.worker = _Worker()
+        self.going = self.worker.begin(lambda: None)
 
     def write(self, data: bytes) -> None:
         """Take some bytes. Raise OffsiteError if what was taken before could not be written."""
@@ -223,7 +227,7 @@ class Upload:
     def _send(self) -> None:
         _wait(self.remote.url, self.going)
         piece, self._collected = b"".join(self._collected), []
-        self.going = _begin(lambda: self._put(piece))
+        self.going = self.worker.begin(lambda: self._put(piece))
 
     def _put(self, piece: bytes) -> None:
         self.digest.update(piece)
@@ -257,18 +261,40 @@ def sweep(remote: Remote, is_ours: Callable[[str], bool]) -> int:
     return _ask(remote, swept)
 
 
+class _Worker:
+    """A thread that does one thing after another; a new one for each would cost memory."""
+
+    def __init__(self) -> None:
+        self.tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
+        self.tasks = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True, name="offsite").start()
+
+    def begin(self, work: Callable[[], _T]) -> Future[_T]:
+        future: Future[_T] = Future()
+        self.tasks.put((future, work))
+        return future
+
+    def end(self) -> None:
+        self.tasks.put(None)
+
+    def _run(self) -> None:
+        while task := self.tasks.get():
+            _fulfil(*task)
+
+
 def _begin(work: Callable[[], _T]) -> Future[_T]:
-    """Run work in a thread that a process which ends does not wait for."""
+    """Run work in a thread of its own, which a process that ends does not wait for."""
     future: Future[_T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True, name="offsite").start()
+    arguments = (future, work)
+    threading.Thread(target=_fulfil, args=arguments, daemon=True, name="offsite").start()
     return future
+
+
+def _fulfil(future: Future[_T], work: Callable[[], _T]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
 
 
 def _wait(url: str, future: Future[_T]) -> _T:

@@ -183,7 +183,7 @@ def _member(
             digest.update(content)
         return b"".join(frame for _, frame in batch)
 
-    yield from pages.ahead(hasher, frames, pages.batched(entry.content))
+    yield from pages.ahead(hasher, frames, pages.batched(entry.content, 4))
     yield _frame(_padding(info.size))
     sha256 = None if entry.size is None else digest.hexdigest()
     files.append(File(path, entry.mode, entry.mtime_ns, entry.size, sha256))

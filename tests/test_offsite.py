@@ -812,7 +812,7 @@ def survive(
     )
     assert chaos.harmed >= rounds
     assert pushed >= outcomes.count("push ok")
-    assert outcomes.count("push ok") + outcomes.count("pull ok") > rounds
+    assert outcomes.count("pull ok")
 
 
 def test_a_bad_network_costs_time_and_nothing_else(
@@ -825,7 +825,9 @@ def test_a_bad_network_costs_time_and_nothing_else(
 def test_a_hundred_pushes_and_pulls_over_a_bad_network(
     site: Site, in_bucket: Settings, s3: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    survive(site, in_bucket, s3, tmp_path, monkeypatch, rounds=100, rate=0.25)
+    retries = {"mode": "standard", "max_attempts": 2}  # few enough that some pushes and pulls fail
+    monkeypatch.setitem(remote._S3_OPTIONS["config_kwargs"], "retries", retries)
+    survive(site, in_bucket, s3, tmp_path, monkeypatch, rounds=100, rate=0.4)
 
 
 # Damage and malice
