@@ -78,9 +78,10 @@ def connect(url: str) -> Remote:
     from fsspec.core import url_to_fs
 
     options = _S3_OPTIONS if _EXTRAS.get(scheme) == "s3" else {}
-    options = {**options, "skip_instance_cache": True, "use_listings_cache": False}
     try:
-        files, root = _wait(url, _begin(lambda: url_to_fs(url, **options)))
+        files, root = _wait(
+            url, _begin(lambda: url_to_fs(url, skip_instance_cache=True, **options))
+        )
     except ImportError:
         extra = _EXTRAS.get(scheme)
         wanted = f"pip install 'nescord-ops[{extra}]'" if extra else "install what fsspec needs"
@@ -97,6 +98,7 @@ def names(remote: Remote, *, create: bool = False) -> dict[str, int]:
     def listed() -> list[dict[str, Any]]:
         if create and not remote.s3:
             remote.files.makedirs(remote.root, exist_ok=True)
+        remote.files.invalidate_cache()
         try:
             return list(remote.files.ls(remote.root, detail=True))
         except FileNotFoundError:

@@ -89,7 +89,7 @@ class Record:
 
 
 def record(document: Any, identity: str) -> Record:
-    """Given JSON values, return them as the record of that id. Raise OffsiteError if they are none.
+    """Given JSON values, return them as the record of that id. Raise DamagedError if they are none.
 
     Only shapes that this program writes pass: what comes of them goes into the store.
     """
@@ -110,32 +110,39 @@ def record(document: Any, identity: str) -> Record:
 
 def _is_file(file: File) -> bool:
     readback.confined(Path(), os.fsencode(file.path))
-    numbers = type(file.mode) is type(file.mtime_ns) is int and 0 <= file.mode <= 0o7777
+    right = _is_number(file.mode, 0o7777) and _is_number(abs(file.mtime_ns))
     if file.size is None:
-        return numbers and file.sha256 is None
+        return right and file.sha256 is None
     digest = re.fullmatch("[0-9a-f]{64}", file.sha256 or "")
-    return numbers and type(file.size) is int and 0 <= file.size < 1 << 62 and digest is not None
+    return right and _is_number(file.size) and digest is not None
 
 
 def _is_evidence(evidence: Any) -> bool:
     """Whether evidence has the shapes that `inventory`, `proof` and `restore` rely on."""
-    expected, findings = evidence.get("expected", {}), evidence["findings"]
-    tried = [evidence.get(key) or {"at": "2000-01-01"} for key in ("checked", "drilled")]
+    expected = evidence["expected"]
+    tried = [evidence[key] for key in ("checked", "drilled") if evidence.get(key)]
     for each in tried:
         datetime.fromisoformat(each["at"])
-    numbers = [
-        *(c["count"] for c in evidence["collections"].values()),
-        *(each[key] for each in evidence["originals"].values() for key in ("mode", "uid", "gid")),
-        evidence["allocated_bytes"],
+    owners = [
+        each[key] for each in evidence["originals"].values() for key in ("uid", "gid", "mode")
     ]
+    texts = [*evidence["damaged"], *(each["reason"] for each in tried)]
+    texts += [expected.get("collection", ""), expected.get("distance", "")]
+    for status, text in evidence["findings"].values():
+        texts += [Status(status), text]
     return (
         set(evidence["stores"]) <= {*BOTH}
-        and all(isinstance(name, str) for name in evidence["damaged"])
-        and all(Status(seen) and isinstance(text, str) for seen, text in findings.values())
         and isinstance(evidence["rows"], dict)
-        and all(type(number) is int and 0 <= number < 1 << 62 for number in numbers)
         and set(expected) <= {"collection", "distance", "dimension"}
+        and all(isinstance(text, str) for text in texts)
+        and all(_is_number(number, 1 << 31) for number in [*owners, expected.get("dimension", 0)])
+        and all(_is_number(each["count"]) for each in evidence["collections"].values())
+        and _is_number(evidence["allocated_bytes"])
     )
+
+
+def _is_number(value: Any, limit: int = 1 << 62) -> bool:
+    return type(value) is int and 0 <= value <= limit
 
 
 @explained

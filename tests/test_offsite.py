@@ -25,11 +25,12 @@ import threading
 import time
 import traceback
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import paramiko
 import pyrage
 import pytest
 import zstandard
@@ -163,7 +164,8 @@ def test_what_was_pushed_comes_back(site: Site, tmp_path: Path) -> None:
 
 
 def test_a_pulled_generation_keeps_its_evidence_but_no_proof(site: Site, tmp_path: Path) -> None:
-    facts = {"proven_at": NOON.isoformat(), "checked": {"at": NOON.isoformat(), "outcome": "ok"}}
+    checked = {"at": NOON.isoformat(), "outcome": "ok", "reason": ""}
+    facts = {"proven_at": NOON.isoformat(), "checked": checked}
     with store.open_store(site.settings.backup_dir / "store.sqlite3") as opened:
         store.note(opened, ID, facts)
     offsite.push(site.settings, ID)
@@ -615,6 +617,102 @@ def _new(act: Any, tmp_path: Path) -> dict[str, Any]:
     return {"to": tmp_path / "to"} if act is offsite.pull else {}
 
 
+class Files(paramiko.SFTPServerInterface):
+    """The files below `root`, over SFTP."""
+
+    root = Path()
+
+    def at(self, path: str) -> Path:
+        return self.root / path.lstrip("/")
+
+    def answer(self, work: Callable[[], Any]) -> Any:
+        try:
+            done = work()
+        except OSError as error:
+            return paramiko.SFTPServer.convert_errno(error.errno or 0)
+        return paramiko.SFTP_OK if done is None or isinstance(done, Path) else done
+
+    def seen(self, path: Path) -> paramiko.SFTPAttributes:
+        return paramiko.SFTPAttributes.from_stat(path.stat(), path.name)
+
+    def list_folder(self, path: str) -> Any:
+        return self.answer(lambda: [self.seen(each) for each in self.at(path).iterdir()])
+
+    def stat(self, path: str) -> Any:
+        return self.answer(lambda: self.seen(self.at(path)))
+
+    lstat = stat
+
+    def open(self, path: str, flags: int, _attr: Any) -> Any:
+        def opened() -> paramiko.SFTPHandle:
+            file = os.fdopen(os.open(self.at(path), flags, 0o600), "r+b" if flags & 3 else "rb")
+            handle = paramiko.SFTPHandle(flags)
+            handle.readfile = handle.writefile = file  # type: ignore[attr-defined]
+            return handle
+
+        return self.answer(opened)
+
+    def remove(self, path: str) -> Any:
+        return self.answer(self.at(path).unlink)
+
+    def posix_rename(self, old: str, new: str) -> Any:
+        return self.answer(lambda: self.at(old).rename(self.at(new)))
+
+    def mkdir(self, path: str, _attr: Any) -> Any:
+        return self.answer(self.at(path).mkdir)
+
+
+class Anybody(paramiko.ServerInterface):
+    """Lets one user in."""
+
+    def check_auth_password(self, username: str, password: str) -> int:
+        right = (username, password) == ("me", "zebra")
+        return paramiko.AUTH_SUCCESSFUL if right else paramiko.AUTH_FAILED
+
+    def check_channel_request(self, _kind: str, _number: int) -> int:
+        return paramiko.OPEN_SUCCEEDED
+
+
+@contextlib.contextmanager
+def sftp(root: Path) -> Iterator[int]:
+    """Yield the port of an SFTP server of this machine with the files of a directory."""
+    host_key = paramiko.RSAKey.generate(2048)
+    interface = type("Here", (Files,), {"root": root})
+    with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as stack:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    transport = paramiko.Transport(server.accept()[0])
+                    stack.callback(transport.close)
+                    transport.add_server_key(host_key)
+                    transport.set_subsystem_handler("sftp", paramiko.SFTPServer, interface)
+                    transport.start_server(server=Anybody())
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield int(server.getsockname()[1])
+
+
+def test_a_server_with_ssh_gives_back_what_was_pushed(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    with sftp(tmp_path / "far") as port:
+        there = site.of(offsite_url=f"sftp://me:zebra@127.0.0.1:{port}/deep/place")
+        with pytest.raises(OffsiteError, match="no such bucket, directory"):
+            offsite.listing(there)
+        offsite.push(there, ID)
+        names = {f"{ID}.json", f"{ID}.tar.zst.age"}
+        assert {path.name for path in (tmp_path / "far/deep/place").iterdir()} == names
+        assert offsite.check(there, ID).status is Status.OK
+        offsite.pull(there, ID, identity=site.key, to=tmp_path / "to")
+        assert contents(tmp_path / "to") == laid_out(there, tmp_path / "before")
+        offsite.push(there, ID)
+        assert backup.find(there, ID).evidence["offsite"]["url"].startswith("sftp://***@127.0.0.1")
+        wrong = site.of(offsite_url=f"sftp://me:horse@127.0.0.1:{port}/deep/place")
+        with pytest.raises(OffsiteError, match=r"(?i)authentication") as caught:
+            offsite.listing(wrong)
+        assert "horse" not in "".join(traceback.format_exception(caught.value))
+
+
 @contextlib.contextmanager
 def answering(status: int) -> Iterator[int]:
     """Yield the port of a server that answers with a status, or hangs (0)."""
@@ -883,6 +981,13 @@ MALFORMED: dict[str, tuple[Any, ...]] = {
     "a negative size": ("record", "files", -1, "size", -1),
     "a huge size": ("record", "files", -1, "size", 1 << 80),
     "settings in the evidence": ("record", "evidence", "expected", "backup_dir", "/"),
+    "a failure without a reason": (
+        *("record", "evidence", "checked"),
+        {"at": NOON.isoformat(), "outcome": "failed"},
+    ),
+    "an owner that is none": ("record", "evidence", "originals", "chroma", "uid", 1 << 40),
+    "a time out of reach": ("record", "files", -1, "mtime_ns", 1 << 70),
+    "an expectation that is none": ("record", "evidence", "expected", "dimension", "768"),
     "stores that are none": ("record", "evidence", "stores", 5),
     "no evidence": ("record", "evidence", None),
     "files that are none": ("record", "files", 5),
