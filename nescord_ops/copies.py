@@ -100,12 +100,14 @@ def every(place: Remote) -> tuple[Copy, ...]:
     return tuple(sorted(filter(None, found), key=lambda c: (c.taken_at, c.id), reverse=True))
 
 
-def find(place: Remote, identity: str) -> Copy:
-    """Return the copy of that id. Raise OffsiteError if there is none."""
-    copy = look(place, identity, remote.names(place))
-    if copy is None:
-        raise OffsiteError(f"there is no copy {identity[:80]!r} at {place.url}", LIST_HINT)
-    return copy
+def find(place: Remote, identity: str) -> Copy | None:
+    """Return the copy of that id, if there is one."""
+    return look(place, identity, remote.names(place))
+
+
+def absent(place: Remote, identity: str) -> OffsiteError:
+    """The error that there is no such copy."""
+    return OffsiteError(f"there is no copy {identity[:80]!r} at {place.url}", LIST_HINT)
 
 
 def look(place: Remote, identity: str, there: dict[str, int]) -> Copy | None:

@@ -12,7 +12,7 @@ import dataclasses
 import fcntl
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,14 @@ def _keep(backup: Backup, place: Remote, copy: Copy) -> Iterator[Check]:
     return proof.keep(backup, {"offsite": {**copy.facts, "url": place.url}}, "offsite.kept")
 
 
+def _forget(settings: Settings, place: Remote, identities: Collection[str]) -> Iterator[Check]:
+    """Write beside generations that their copies at a place are gone."""
+    for backup in inventory.listing(settings).generations:
+        pushed = backup.evidence.get("offsite") or {}
+        if backup.id in identities and pushed.get("url") == place.url:
+            yield from proof.keep(backup, {"offsite": None}, "offsite.kept")
+
+
 def check(
     settings: Settings,
     backup_id: str,
@@ -172,8 +180,12 @@ def check(
     at = now or datetime.now(UTC)
     secrets = keys.identities(identity) if identity else None
     place = remote.connect(url or settings.offsite_url)
-    copy = copies.find(place, backup_id)
     known = _known(settings, backup_id)
+    copy = copies.find(place, backup_id)
+    if copy is None:
+        for _ in _forget(settings, place, {backup_id}):
+            """What cannot be written down is no worse than before."""
+        raise copies.absent(place, backup_id)
     checks = [*_looked(settings, place, copy, secrets, known, progress or (lambda _: None))]
     bad = [c for status in (Status.FAIL, Status.UNKNOWN) for c in checks if c.status is status]
     fault = bad[0].summary if bad and bad[0].status is Status.FAIL else ""
@@ -260,6 +272,8 @@ def pull(
     secrets = keys.identities(identity) if identity else None
     place = remote.connect(url or settings.offsite_url)
     copy = copies.find(place, backup_id)
+    if copy is None:
+        raise copies.absent(place, backup_id)
     if copy.record is None:
         raise OffsiteError(copy.fault, OTHER_HINT)
     if copy.encrypted and not secrets:
@@ -324,5 +338,7 @@ def prune(
     done = "would be removed" if dry_run else "removed"
     text = f"{len(removed)} copies {done}, {len(found) - len(removed)} kept; {show.size(freed)} "
     text += f"freed, {show.dollars(prices.BUCKET_PRICE.usd(freed))} a month in a bucket"
-    checks = (ok("offsite.prune", text, value=freed, unit="bytes"),)
-    return Done(settings, checks, tuple(removed), time.monotonic() - started)
+    checks = [ok("offsite.prune", text, value=freed, unit="bytes")]
+    if not dry_run:
+        checks += _forget(settings, place, {copy.id for copy in removed})
+    return Done(settings, tuple(checks), tuple(removed), time.monotonic() - started)

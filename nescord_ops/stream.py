@@ -7,8 +7,8 @@ is compared. Whoever knows the recipient can seal a stream of his own: nothing i
 
 Nothing is laid out on the way and memory is flat: pages come from the store as they are wanted.
 Each is a zstd frame there, and frames in a row are a zstd stream, so once a page is verified its
-frame is passed on as it is. Measured with 612 MB on two cores: 2.4 s of CPU for a stream of 294 MB;
-compressing the tar anew takes 3.8 s at level 1 (264 MB) and 4.5 s at level 3 (220 MB).
+frame is passed on as it is. Measured with 612 MB on two cores: a push takes 2.9 s of CPU and makes
+294 MB; the tar compressed anew at level 1 took 4.6 s and made 264 MB (level 3: 220 MB, 0.7 s more).
 """
 
 from __future__ import annotations

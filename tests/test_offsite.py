@@ -772,6 +772,26 @@ def test_a_bad_server_is_said_in_bounded_time(
     assert "offsite" not in backup.find(settings, ID).evidence
 
 
+def test_a_command_ends_while_the_server_hangs(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a process does not wait for threads that do."""
+    with answering(0) as port:
+        bucket(monkeypatch, port)
+        code = "from nescord_ops import cli, remote; remote.ANSWER_SECONDS = 2; cli.main()"
+        app = ["--app-dir", str(site.settings.app_dir)]
+        environment = {**os.environ, "NESCORD_OPS_OFFSITE_URL": "s3://bucket/prefix"}
+        done = subprocess.run(
+            [sys.executable, "-c", code, *app, "offsite", "push", ID, "--plain"],
+            env=environment,
+            timeout=15,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert "did not answer within 2 s" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_server_that_is_not_there_is_said(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = {"mode": "standard", "max_attempts": 1}
     monkeypatch.setitem(remote._S3_OPTIONS["config_kwargs"], "retries", quick)
@@ -1295,6 +1315,22 @@ def test_a_copy_found_damaged_is_none_until_it_is_pushed_again(site: Site) -> No
     assert f"offsite push {ID}" in found["offsite.age"].hint
     offsite.push(site.settings, ID)
     assert judged(site.settings, NOON)["offsite.age"] == "ok"
+
+
+def test_a_copy_that_is_gone_is_forgotten(site: Site) -> None:
+    offsite.push(site.settings, ID)
+    shutil.rmtree(site.place)
+    site.place.mkdir()
+    assert judged(site.settings, NOON)["offsite.age"] == "ok"  # verify asks no network
+    with pytest.raises(OffsiteError, match="there is no copy"):
+        offsite.check(site.settings, ID)
+    assert judged(site.settings, NOON)["offsite.age"] == "warn"
+    offsite.push(site.settings, ID)
+    assert judged(site.settings, NOON)["offsite.age"] == "ok"
+    (newer,) = [made.backup for made in [backup.create(site.settings, push=True)] if made.backup]
+    offsite.prune(site.settings, 1)
+    assert listed(site.settings) == [newer.id]
+    assert not backup.find(site.settings, ID).evidence["offsite"]
 
 
 def test_a_store_on_the_volume_wants_a_copy_elsewhere(site: Site, tmp_path: Path) -> None:
