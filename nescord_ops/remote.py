@@ -166,8 +166,10 @@ def upload(remote: Remote, name: str, size_bytes: int) -> Iterator[Upload]:
     try:
         yield taking
         taking.flush()
-        _ask(remote, lambda: _finish(remote, file, path, target))
+        taking.going = _begin(lambda: _finish(remote, taking, path, target))
+        _wait(remote.url, taking.going)
     except BaseException:
+        taking.abandoned = True
         if remote.s3:
             file.closed = True  # or it would go on uploading when it is collected as garbage
         gone = _begin(lambda: _abandon(remote, taking, path))
@@ -177,12 +179,15 @@ def upload(remote: Remote, name: str, size_bytes: int) -> Iterator[Upload]:
         taking.worker.end()
 
 
-def _finish(remote: Remote, file: Any, path: str, target: str) -> None:
-    """Make a written object visible."""
+def _finish(remote: Remote, taking: Upload, path: str, target: str) -> None:
+    """Make a written object visible, unless nobody waits for it any more."""
+    file = taking.file
     if remote.local:
         file.flush()
         os.fsync(file.fileno())
     file.close()
+    if taking.abandoned:
+        return
     if remote.s3:
         file.commit()
     elif remote.local:
@@ -193,7 +198,7 @@ def _finish(remote: Remote, file: Any, path: str, target: str) -> None:
 
 
 def _abandon(remote: Remote, taking: Upload, path: str) -> None:
-    """Remove what was written of an object."""
+    """Remove what was written of an object, once what is on its way has come to its end."""
     wait([taking.going])
     if remote.s3:
         taking.file.discard()
@@ -210,6 +215,7 @@ class Upload:
         self.file = file
         self.digest = hashlib.sha256()
         self.bytes = 0
+        self.abandoned = False
         self._collected: list[bytes] = []
         self.worker = _Worker()
         self.going = self.worker.begin(lambda: None)

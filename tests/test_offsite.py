@@ -820,6 +820,7 @@ class Chaos:
     def __init__(self, port: int, seed: int, rate: float) -> None:
         self.port, self.rate, self.rng = port, rate, random.Random(seed)
         self.harmed = 0
+        self.hanging = False
         self.server = socket.create_server(("127.0.0.1", 0), backlog=64)
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -867,6 +868,8 @@ class Chaos:
         done = 0
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
+                while self.hanging:
+                    time.sleep(0.05)
                 if limit is not None:
                     data = data[: limit - done]
                 target.sendall(data)
@@ -898,6 +901,32 @@ def endure(site: Site, settings: Settings, chaos: Chaos, tmp_path: Path, rounds:
                 assert not to.exists()
                 outcomes.append(f"{act} refused")
     return outcomes
+
+
+def test_a_server_that_hangs_in_the_middle_leaves_nothing_visible(
+    in_bucket: Settings, s3: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "ANSWER_SECONDS", 2.0)
+    monkeypatch.setattr(remote, "_CLEANING_SECONDS", 0.5)
+    chaos = Chaos(s3, seed=0, rate=0)
+    bucket(monkeypatch, chaos.here)
+
+    def hang(text: str) -> None:
+        chaos.hanging = text.startswith("pushing")
+
+    started = time.monotonic()
+    with pytest.raises(OffsiteError, match="did not answer within 2 s") as caught:
+        offsite.push(in_bucket, ID, progress=hang)
+    assert time.monotonic() - started < 10
+    assert caught.value.hint
+    bucket(monkeypatch, s3)
+    assert offsite.listing(in_bucket) == ()
+    offsite.push(in_bucket, ID)
+    chaos.hanging = False  # what was on its way arrives now, too late
+    time.sleep(1)
+    assert offsite.check(in_bucket, ID).status is Status.OK
+    assert uploads(remote.connect(in_bucket.offsite_url)) == []
+    chaos.close()
 
 
 def survive(
