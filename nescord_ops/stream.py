@@ -1,6 +1,6 @@
 """A generation as one standard stream, `tar | zstd | age`, and the record of what is in it.
 
-The stream holds `ID/` with the files of the generation and, last, `ID.json` with the record: name,
+The stream holds `ID/` with the files of the generation and, last, `ID.record.json`: name,
 size and SHA-256 of every file and the generation's evidence. age authenticates each of its chunks,
 so the record inside cannot be altered without the key; the copy of it beside the stream can, and
 is compared. Whoever knows the recipient can seal a stream of his own: nothing in one is trusted.
@@ -39,6 +39,7 @@ from nescord_ops.storefile import Store, explained
 
 FORMAT = "nescord-ops offsite 1"
 RECORD_BYTES = 16 << 20
+_RECORD = ".record.json"
 _WINDOW_BYTES = 1 << 27  # what `zstd -d` accepts
 _HEADER_BYTES = 1 << 16  # of extended headers, which are read into memory
 _TRAILER_BYTES = 1 << 20
@@ -161,7 +162,7 @@ def pack(store: Store, backup: Backup, give: Give, recipients: Sequence[Any] | N
         with ThreadPoolExecutor(1) as hasher:
             for entry in readback.entries(store, backup.id):
                 yield from _member(backup.id, entry, files, hasher)
-        info = tarfile.TarInfo(f"{backup.id}.json")
+        info = tarfile.TarInfo(f"{backup.id}{_RECORD}")
         content = json.dumps(made().to_dict(), indent=1).encode()
         info.size, info.mtime = len(content), int(backup.taken_at.timestamp())
         yield _frame(info.tobuf() + content + _padding(info.size) + bytes(2 * tarfile.BLOCKSIZE))
@@ -282,7 +283,7 @@ def unpack(
         with _opened(read, identities) as plain:
             with tarfile.open(fileobj=plain, mode="r|", tarinfo=_Header) as tar:
                 for member in tar:
-                    if member.name == f"{beside.id}.json" and member.size <= RECORD_BYTES:
+                    if member.name == f"{beside.id}{_RECORD}" and member.size <= RECORD_BYTES:
                         content = _of(tar, member).read()
                     elif member.name != beside.id:  # GNU tar also names the directory above
                         _extract(tar, member, to, files.pop(member.name, None))

@@ -49,7 +49,6 @@ from nescord_ops import (
     offsite,
     remote,
     store,
-    stream,
     volume,
 )
 from nescord_ops.checks import Status
@@ -297,7 +296,9 @@ def test_the_readmes_line_restores_it_with_debians_tools(site: Site, tmp_path: P
     assert {name: facts[2] for name, facts in contents(site.place / ID).items()} == {
         name: facts[2] for name, facts in laid_out(site.settings, tmp_path / "out").items()
     }
-    assert json.loads((site.place / f"{ID}.json").read_text())["format"] == stream.FORMAT
+    inside = json.loads((site.place / f"{ID}.record.json").read_text())
+    assert inside == site.document()["record"]
+    assert not offsite.listing(site.settings)[0].fault  # nothing there was written over
 
 
 def test_what_debians_tools_packed_is_pulled(site: Site, tmp_path: Path) -> None:
@@ -306,7 +307,7 @@ def test_what_debians_tools_packed_is_pulled(site: Site, tmp_path: Path) -> None
     settings = site.of(age_recipient=recipient)
     offsite.push(settings, ID)
     shell(f"age -d -i ../theirs {ID}.tar.zst.age | zstd -d | tar -x -C ..", site.place)
-    shell(f"tar -c {ID} {ID}.json | zstd -3 -T2 | age -r {recipient} > place/s", tmp_path)
+    shell(f"tar -c {ID} {ID}.record.json | zstd -3 -T2 | age -r {recipient} > place/s", tmp_path)
     (site.place / "s").rename(site.place / f"{ID}.tar.zst.age")
     content = (site.place / f"{ID}.tar.zst.age").read_bytes()
     digest = hashlib.sha256(content).hexdigest()
