@@ -83,7 +83,7 @@ def push(
         if copy and copy.record and copy.taken_at != backup.taken_at:
             text = f"another backup of the id {backup_id} is at {place.url}"
             raise OffsiteError(text, "use a place of its own for each volume")
-        if copy and not copy.fault:
+        if copy and not copy.fault and not _replaced(backup, place, copy):
             text = f"{backup_id} is complete at {place.url}: nothing was done"
         else:
             copies.sweep(place, there)
@@ -112,7 +112,6 @@ def _send(
     place: Remote, backup: Backup, recipients: Sequence[Any] | None, now: datetime, say: Progress
 ) -> Copy:
     """Push the stream, see that all of it arrived, and write the JSON, which makes it a copy."""
-    copies.remove(place, backup.id)  # one that is no good
     copy = Copy(backup.id, None, encrypted=recipients is not None, pushed_at=now.astimezone(UTC))
     with (
         store.open_store(backup.path) as opened,
@@ -124,6 +123,7 @@ def _send(
             say(f"pushing {backup.id}: {show.size(taking.bytes)}")
 
         record = stream.pack(opened, backup, give, recipients)
+        copies.remove(place, backup.id)  # one that is no good, now that ours is known to be whole
     arrived = remote.names(place).get(copy.name)
     if arrived != taking.bytes:
         text = f"{place.url} has {arrived} bytes of {copy.name}, and {taking.bytes} were pushed"
@@ -150,7 +150,16 @@ def _worth_less(settings: Settings, place: Remote, copy: Copy, backup: Backup) -
 
 def _keep(backup: Backup, place: Remote, copy: Copy) -> Iterator[Check]:
     """Write what is known of a copy beside its generation, where verify finds it."""
-    return proof.keep(backup, {"offsite": {**copy.facts, "url": place.url}}, "offsite.kept")
+    facts = {**copy.facts, "url": place.url}
+    if _replaced(backup, place, copy) and copy.fault:
+        facts["sha256"] = backup.evidence["offsite"]["sha256"]
+    return proof.keep(backup, {"offsite": facts}, "offsite.kept")
+
+
+def _replaced(backup: Backup | None, place: Remote, copy: Copy) -> bool:
+    """Whether a copy is not the one that was pushed from here, as its generation tells."""
+    pushed = (backup and backup.evidence.get("offsite")) or {}
+    return pushed.get("url") == place.url and pushed.get("sha256") != copy.sha256
 
 
 def _forget(settings: Settings, place: Remote, identities: Collection[str]) -> Iterator[Check]:
@@ -213,11 +222,10 @@ def _looked(
     say: Progress,
 ) -> Iterator[Check]:
     """Read a copy to its end, into scratch space if it can be read there, and compare."""
-    pushed = (known and known.evidence.get("offsite")) or {}
     try:
         if not copy.record:
             raise DamagedError(copy.fault, OTHER_HINT)
-        if pushed.get("url") == place.url and pushed.get("sha256") != copy.sha256:
+        if _replaced(known, place, copy):
             raise DamagedError("its JSON is not the one that was pushed: altered", OTHER_HINT)
         source = Source(place, copy, say)
         if secrets or not copy.encrypted:

@@ -411,15 +411,30 @@ def test_a_password_in_the_url_stays_out_of_sight(
 # Nothing half-visible
 
 
-def test_a_damaged_generation_is_refused_in_the_middle(site: Site) -> None:
-    path = site.settings.backup_dir / "store.sqlite3"
+def harm(settings: Settings) -> None:
+    """Damage the last page of the store."""
+    path = settings.backup_dir / "store.sqlite3"
     with contextlib.closing(sqlite3.connect(path)) as db, db:
         (number, data) = db.execute("SELECT max(number), data FROM page").fetchone()
         db.execute("UPDATE page SET data = ? WHERE number = ?", (data[:-1] + b"!", number))
+
+
+def test_a_damaged_generation_is_refused_in_the_middle(site: Site) -> None:
+    harm(site.settings)
     with pytest.raises(StoreError, match="damaged") as caught:
         offsite.push(site.settings, ID)
     assert caught.value.hint
     assert site.objects == {}
+
+
+def test_a_damaged_generation_does_not_replace_what_is_left_of_its_copy(site: Site) -> None:
+    offsite.push(site.settings, ID)
+    (site.place / f"{ID}.json").write_text("{")
+    before = contents(site.place)
+    harm(site.settings)
+    with pytest.raises(StoreError, match="damaged"):
+        offsite.push(site.settings, ID)
+    assert contents(site.place) == before
 
 
 def test_what_was_left_half_pushed_is_removed_and_nothing_else(site: Site) -> None:
@@ -955,9 +970,8 @@ def survive(
             pushed += 1
         offsite.push(here, ID)
         assert len(remote.names(remote.connect(here.offsite_url))) == 2
-    print(
-        f"{rounds} rounds, {chaos.harmed} harmed connections: {sorted(set(outcomes))}, ", outcomes
-    )
+    counts = {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))}
+    print(f"{rounds} rounds, {chaos.harmed} connections harmed: {counts}")
     assert chaos.harmed >= rounds
     assert pushed >= outcomes.count("push ok")
     assert outcomes.count("pull ok")
@@ -1088,6 +1102,19 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, link
     return info
+
+
+def test_a_copy_that_was_replaced_as_a_whole_is_noticed_by_its_store(site: Site) -> None:
+    """Anybody may know the recipient; what was pushed from here is known here."""
+    offsite.push(site.settings, ID)
+    forge(site, recorded(site))
+    for _ in range(2):
+        assert offsite.check(site.settings, ID).status is Status.FAIL
+    document = {**site.document(), "fault": "", "checked_at": None}
+    site.rewrite(document)
+    offsite.push(site.settings, ID)
+    assert site.document()["sha256"] != document["sha256"]
+    assert offsite.check(site.settings, ID).status is Status.OK
 
 
 HOSTILE = {
