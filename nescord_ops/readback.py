@@ -333,7 +333,7 @@ def _pages_of(
         f"SELECT CAST(place.position AS INTEGER), {_COLUMNS} FROM place"
         " LEFT JOIN page ON page.number = place.page"
         " LEFT JOIN page AS base ON base.number = page.base"
-        " WHERE place.file = ? AND place.position > ? ORDER BY place.position LIMIT 8"
+        " WHERE place.file = ? AND place.position > ? ORDER BY place.position LIMIT 12"
     )
 
     def listed() -> Iterator[list[_Row]]:

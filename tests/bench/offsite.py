@@ -1,6 +1,7 @@
 """A push to a directory beside `tar | zstd -3 -T2 | age` of the same files, as a table in Markdown.
 
     apt-get install age zstd
+    python -m compileall -q nescord_ops     (as an installed package is)
     python tests/bench/offsite.py [--rounds 7] [--scale 1] [--dir DIR]
 
 Ours reads the backup of the 612 MB workload from the store, verifies every page, takes the SHA-256
