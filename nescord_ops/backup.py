@@ -18,9 +18,12 @@ from typing import Any
 from nescord_ops import (
     freshness,
     inventory,
+    keys,
     legacy,
+    offsite,
     prices,
     proof,
+    remote,
     restore,
     show,
     store,
@@ -114,19 +117,24 @@ def create(
     *,
     keep: int | None = None,
     drill: bool = False,
+    push: bool = False,
     dry_run: bool = False,
     now: datetime | None = None,
     progress: Progress | None = None,
 ) -> Created:
     """Capture both stores while the bot runs, and store them as one generation.
 
-    Then drill it, and keep only the newest `keep` good generations, if asked. Writes scratch space
-    and the store; a `dry_run` the former only. Raise CaptureError if a store is missing or will
-    not hold still, VolumeError without room, StoreError if the store cannot be written: nothing
-    is stored then, and nothing is lost.
+    Then drill it, push it off site, and keep only the newest `keep` good generations, if asked.
+    Writes scratch space and the store; a `dry_run` the former only. Raise OffsiteError, before
+    anything is done, if there is no place or recipient to push to, CaptureError if a store is
+    missing or will not hold still, VolumeError without room, StoreError if the store cannot be
+    written: nothing is stored then, and nothing is lost.
     """
     _check_keep(keep)
     say = progress or (lambda _: None)
+    if push:
+        keys.recipients(settings.age_recipient)
+        remote.connect(settings.offsite_url)
     with contextlib.ExitStack() as stack:
         copy, seen = _captured(settings, stack, say)
         text = "both stores were copied at one moment; Chroma's writers waited at the most "
@@ -138,6 +146,14 @@ def create(
     pruned = None
     if made and drill:
         checks += proof.drill(settings, made, now=now, progress=say).checks
+    if made and push:
+        try:
+            checks += offsite.push(settings, made, now=now, progress=say).checks
+        except OpsError as error:
+            text = f"the backup was taken, and not pushed: {error}"
+            checks.append(
+                fail("offsite.push", text, f"nescord-ops offsite push {made}; {error.hint}")
+            )
     if keep and dry_run:
         checks.append(ok("backup.prune", f"then the newest {keep} good generations would be kept"))
     elif keep:

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nescord_ops import __version__, cli_backup
+from nescord_ops import __version__, cli_backup, cli_offsite
 from nescord_ops.errors import OpsError, SettingsError
 from nescord_ops.show import printable
 from nescord_ops.terminal import (
@@ -387,4 +387,5 @@ def _list_faults(call: Invocation) -> None:
 
 
 app.add_typer(cli_backup.app)
+app.add_typer(cli_offsite.app)
 app.command()(cli_backup.restore)

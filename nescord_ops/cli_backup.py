@@ -38,13 +38,16 @@ def create(
     context: typer.Context,
     keep: Keep = None,
     drill: Annotated[bool, typer.Option("--drill", help="Restore it to prove it.")] = False,
+    push: Annotated[bool, typer.Option("--push", help="Copy it off the volume.")] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Back up both stores at one moment, while the bot runs."""
     from nescord_ops import backup
 
     with resolved(context.obj) as settings, progress() as say:
-        made = backup.create(settings, keep=keep, drill=drill, dry_run=dry_run, progress=say)
+        made = backup.create(
+            settings, keep=keep, drill=drill, push=push, dry_run=dry_run, progress=say
+        )
     finish(context.obj, made)
 
 

@@ -18,7 +18,17 @@ from nescord_ops.checks import Check, Findings, fail, ok, unknown, warn
 from nescord_ops.errors import BackupError
 from nescord_ops.figures import Table
 from nescord_ops.footprint import LABELS
-from nescord_ops.prices import FILE_SYSTEM_RATIO, GB, GUIDE_PRICE, LIST_PRICE, PLANS, Plan, Price
+from nescord_ops.prices import (
+    BUCKET_PRICE,
+    EGRESS_USD_PER_GB,
+    FILE_SYSTEM_RATIO,
+    GB,
+    GUIDE_PRICE,
+    LIST_PRICE,
+    PLANS,
+    Plan,
+    Price,
+)
 from nescord_ops.settings import Settings
 
 MONTHS = 12
@@ -347,6 +357,22 @@ def _generations(settings: Settings, price: Price) -> Iterator[Check]:
         text += f"({show.size(kept.store_bytes)}), as plain copies "
         text += f"{show.dollars(price.usd(kept.plain_bytes))} ({show.size(kept.plain_bytes)})"
         yield ok("cost.generations", text, value=usd, unit="USD")
+        yield _offsite(kept.generations)
+
+
+def _offsite(generations: tuple[inventory.Backup, ...]) -> Check:
+    """What the known off-site copies cost in a bucket, else what one would at the most."""
+    sizes = [
+        b.evidence["offsite"]["stream_bytes"] for b in generations if b.evidence.get("offsite")
+    ]
+    text = f"{len(sizes)} known copies off site"
+    if not sizes:
+        sizes = [generations[0].size_bytes]
+        text = "a copy off site, before compression,"
+    usd, push = BUCKET_PRICE.usd(sum(sizes)), sizes[0] / GB * EGRESS_USD_PER_GB
+    text += f" would cost {show.dollars(usd)} a month in a bucket at {BUCKET_PRICE}; a push takes "
+    text += f"{show.dollars(push)} of egress at ${EGRESS_USD_PER_GB:g} per GB"
+    return ok("cost.offsite", text, value=usd, unit="USD")
 
 
 def _both(item: Line | Tier | Month | PlainCopies) -> tuple[show.Amount, show.Amount]:

@@ -6,6 +6,7 @@ OpsError                  what, where and which number; `hint` names the command
 ├── CaptureError          the two stores cannot be copied at one moment
 ├── BackupError           a backup cannot be taken, found, read or removed
 ├── StoreError            the store of backups cannot be read, written or believed
+├── OffsiteError          an off-site copy cannot be pushed, found, read or believed
 ├── ReportError           a notebook or a parameter that the runner refuses
 └── ChecksFailed          raised by `Findings.raise_for_status()` only
 
@@ -48,6 +49,10 @@ class BackupError(OpsError):
 
 class StoreError(OpsError):
     """The store of backups cannot be read, written or believed."""
+
+
+class OffsiteError(OpsError):
+    """An off-site copy cannot be pushed, found, read or believed."""
 
 
 class ReportError(OpsError):

@@ -1,4 +1,8 @@
-"""Is there a good backup, young enough, and proven? The checks `backups.*` of verify."""
+"""Is there a good backup, young enough, proven, and also elsewhere than on the volume?
+
+The checks `backups.*` and `offsite.*` of verify. Of off-site copies they say what the last push or
+check wrote beside the generation: verify never asks the network.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,13 @@ from nescord_ops.inventory import Backup, Backups, listing
 from nescord_ops.settings import Settings
 
 AGE_WARN_DAYS, AGE_FAIL_DAYS = 7, 30
-DRILL_WARN_DAYS = 30
+DRILL_WARN_DAYS = 30  # also of a copy off site
 _DRILL_LIMIT = timedelta(minutes=30)
 CREATE_HINT = "nescord-ops backup create --drill"
 
 
 def health(settings: Settings, now: datetime) -> Iterator[Check]:
-    """The checks `backups.*` of verify: is there a good backup, young enough, and proven?"""
+    """The checks `backups.*` and `offsite.*` of verify."""
     try:
         found = listing(settings, looking=True)
     except BackupError as error:
@@ -35,7 +39,10 @@ def health(settings: Settings, now: datetime) -> Iterator[Check]:
         yield _damage(ours)
         yield _count(found)
         yield _drilled(found.good, now)
-        yield _place(settings)
+        yield _place(settings, ours)
+        if settings.offsite_url or any(backup.evidence.get("offsite") for backup in ours):
+            yield _offsite_age(ours, now)
+            yield _offsite_checked(ours, now)
 
 
 def _age(settings: Settings, found: Backups, now: datetime) -> Check:
@@ -107,12 +114,64 @@ def _is_in_drill(backup: Backup, now: datetime) -> bool:
     return bool(known.get("drill")) and not known.get("drilled") and began < _DRILL_LIMIT
 
 
-def _place(settings: Settings) -> Check:
-    """Whether the store lies where the loss of the volume would take it too."""
+def _place(settings: Settings, ours: tuple[Backup, ...]) -> Check:
+    """Whether the store lies where the loss of the volume would take it too, and all copies."""
     if settings.volume_mount is None:
         why = "not on Railway (RAILWAY_VOLUME_MOUNT_PATH is not set): no volume to lose"
         return unknown("backups.place", why, expected=True)
     if volume.mount_of(settings.backup_dir) != volume.mount_of(settings.database):
         return ok("backups.place", f"{settings.backup_dir} is not on the volume")
-    text = f"{settings.backup_dir} is on the volume that it protects, and is lost with it"
-    return warn("backups.place", text, "copy the store to another place, after each backup")
+    text = f"{settings.backup_dir} is on the volume that it protects"
+    if copied(ours):
+        return ok("backups.place", f"{text}; there are copies off site")
+    hint = f"{_push_hint(ours)}; README has the keys and the place"
+    return warn("backups.place", f"{text}, and is lost with it", hint)
+
+
+def copied(ours: tuple[Backup, ...]) -> tuple[Backup, ...]:
+    """Given generations, return the good ones whose off-site copy is good as far as is known."""
+    return tuple(
+        backup
+        for backup in ours
+        if backup.good and (backup.evidence.get("offsite") or {}).get("fault") == ""
+    )
+
+
+def _push_hint(ours: tuple[Backup, ...]) -> str:
+    newest = next((backup.id for backup in ours if backup.good), "")
+    return f"nescord-ops offsite push {newest}" if newest else CREATE_HINT
+
+
+def _offsite_age(ours: tuple[Backup, ...], now: datetime) -> Check:
+    """How old the newest data is that would survive the volume."""
+    safe = copied(ours)
+    details = {"unit": "days", "limit": AGE_WARN_DAYS}
+    if not safe:
+        text = "no good generation is known to have a good copy off site"
+        return warn("offsite.age", text, _push_hint(ours), **details)
+    days = max(0.0, (now - safe[0].taken_at).total_seconds() / 86_400)
+    facts = safe[0].evidence["offsite"]
+    text = f"the newest copy off site is {days:.1f} days old: {safe[0].id} at {facts['url']}"
+    details["value"] = round(days, 2)
+    if days > AGE_WARN_DAYS:
+        return warn("offsite.age", text, _push_hint(ours), **details)
+    return ok("offsite.age", text, **details)
+
+
+def _offsite_checked(ours: tuple[Backup, ...], now: datetime) -> Check:
+    """When a copy off site was last read back, and whether one was found damaged."""
+    facts = [(b.id, b.evidence["offsite"]) for b in ours if b.evidence.get("offsite")]
+    bad = next((f"{identity}: {seen['fault']}" for identity, seen in facts if seen["fault"]), "")
+    if bad:
+        hint = "push it again, which replaces it: nescord-ops offsite push"
+        return warn("offsite.checked", f"a copy off site is damaged: {bad}", hint)
+    dates = [seen["checked_at"] for _, seen in facts if seen["checked_at"]]
+    hint = f"nescord-ops offsite check {facts[0][0]}" if facts else _push_hint(ours)
+    if not dates:
+        return warn("offsite.checked", "no copy off site was ever read back", hint)
+    days = max(0.0, (now - datetime.fromisoformat(max(dates))).total_seconds() / 86_400)
+    text = f"a copy off site was read back and found whole {days:.1f} days ago"
+    details = {"value": round(days, 2), "unit": "days", "limit": DRILL_WARN_DAYS}
+    if days > DRILL_WARN_DAYS:
+        return warn("offsite.checked", text, hint, **details)
+    return ok("offsite.checked", text, **details)

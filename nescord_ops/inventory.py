@@ -26,7 +26,7 @@ from nescord_ops.storefile import BUSY_SECONDS
 if TYPE_CHECKING:
     import pandas
 
-GENERATION, ADOPTED, BOT = "generation", "adopted", "bot"
+GENERATION, ADOPTED, PULLED, BOT = "generation", "adopted", "pulled", "bot"
 BOTH = ("database", "chroma")
 LIST_HINT = "nescord-ops backup list"
 _PATIENCE_SECONDS = 5.0  # of verify, with a backup that is being taken
@@ -35,7 +35,8 @@ _WRITING_SECONDS = 3600.0  # a journal older than this was left by a kill
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Backup:
-    """One backup: `kind` is generation, adopted (the bot's, taken into the store) or bot.
+    """One backup: `kind` is generation, adopted (the bot's, taken into the store), pulled (from
+    off site) or bot.
 
     `size_bytes` is what it holds, `added_bytes` what the store grew by for it (None for the
     bot's). `fault` says why it is not good; `evidence` is what was written down about it.
@@ -109,6 +110,7 @@ class Backup:
             "checked": checked.get("outcome", "never"),
             "drilled_at": drilled.get("at"),
             "drilled": drilled.get("outcome", "never"),
+            "offsite_at": (self.evidence.get("offsite") or {}).get("pushed_at"),
         }
 
 
@@ -132,7 +134,7 @@ class Backups:
 
     @property
     def good(self) -> tuple[Backup, ...]:
-        """The good ones. An adopted one, which may be of another volume, counts in need only."""
+        """The good ones. An adopted or pulled one, maybe of another volume, counts in need only."""
         good = [backup for backup in self.backups if backup.good]
         return tuple([backup for backup in good if backup.kind == GENERATION] or good)
 
@@ -342,15 +344,20 @@ def materialise(
             *(opened, backup_id, to),
             progress=lambda done, total: say(f"writing {show.size(done)} of {show.size(total)}"),
         )
-    parts = {"database": to / DATABASE, "chroma": to / "chromadb" / chroma.DATABASE}
-    problems = {name: f"{backup_id} has no {name}" for name in parts if not parts[name].is_file()}
+    return laid_out(backup, to, time.monotonic() - started)
+
+
+def laid_out(backup: Backup, root: Path, seconds: float) -> Snapshot:
+    """Given a backup and the directory where it lies laid out, return that as a snapshot."""
+    parts = {"database": root / DATABASE, "chroma": root / "chromadb" / chroma.DATABASE}
+    problems = {name: f"{backup.id} has no {name}" for name in parts if not parts[name].is_file()}
     return Snapshot(
-        root=to,
+        root=root,
         database=None if "database" in problems else parts["database"],
         chroma=None if "chroma" in problems else parts["chroma"].parent,
         problems=problems,
         taken_at=backup.taken_at,
-        seconds=time.monotonic() - started,
+        seconds=seconds,
         lock_seconds=0.0,
         attempts=1,
     )

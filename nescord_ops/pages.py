@@ -133,8 +133,8 @@ def ahead(
         wait([future for future in pending if not future.cancel()])
 
 
-def batched(items: Iterable[_Given]) -> Iterator[list[_Given]]:
+def batched(items: Iterable[_Given], count: int = 16) -> Iterator[list[_Given]]:
     """Yield the items in lists of sixteen: a megabyte of pages for a worker at a time."""
     iterator = iter(items)
-    while batch := list(itertools.islice(iterator, 16)):
+    while batch := list(itertools.islice(iterator, count)):
         yield batch

@@ -48,6 +48,9 @@ class Plan:
 
 GUIDE_PRICE = Price(0.25, "NescordBot's deployment guide", "2025-09")
 LIST_PRICE = Price(0.15, "Railway's price list, railway.com/pricing", "2025-03-03")
+# docs.railway.com, August 2026: buckets, and what a service sends out of Railway's network
+BUCKET_PRICE = Price(0.015, "Railway's documentation of buckets", "2026-08")
+EGRESS_USD_PER_GB = 0.05
 # docs.railway.com/reference/volumes and /pricing/understanding-your-bill, August 2026: the
 # subscription is a minimum usage commitment, so $5 or $20 of usage are in it.
 PLANS = (

@@ -264,13 +264,18 @@ def _restored(settings: Settings, backup: Backup, say: Progress) -> Iterator[Che
             text = f"{show.size(backup.size_bytes)} came back as they were stored"
             yield ok("drill.restore", text, value=backup.size_bytes, unit="bytes")
             say("looking at every id and vector, and opening Chroma")
-            yield from _compared(backup, copy)
-            yield from _examined(settings, backup, copy)
+            yield from prove(settings, backup, copy)
     except OpsError as error:
         damaged = isinstance(error, BackupError) or error.hint == CHECK_HINT
         yield (fail if damaged else unknown)("drill.restore", str(error), error.hint)
     except OSError as error:
         yield unknown("drill.restore", f"could not be tried: {error}", "free scratch space: TMPDIR")
+
+
+def prove(settings: Settings, backup: Backup, copy: Snapshot) -> Iterator[Check]:
+    """Given a backup laid out, compare it with its evidence and look at everything in it."""
+    yield from _compared(backup, copy)
+    yield from _examined(settings, backup, copy)
 
 
 def _compared(backup: Backup, copy: Snapshot) -> Iterator[Check]:

@@ -10,9 +10,10 @@ import os
 import shutil
 import sqlite3
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from nescord_ops import pages
 from nescord_ops.errors import StoreError
@@ -34,6 +35,9 @@ from nescord_ops.storefile import (
 _UNREADABLE = (sqlite3.DatabaseError, UnicodeError)
 _OPEN_FILES = 64  # written, and waiting to be synced
 _COLUMNS = "CAST(page.name AS BLOB), CAST(page.data AS BLOB), CAST(base.data AS BLOB)"
+_Made = TypeVar("_Made")
+_Listed = tuple[bytes, int, int, int, int | None, bytes]  # path, number, mode, mtime, size, digest
+Piece = tuple[bytes, bytes]  # content, and a zstd frame of it
 _Row = tuple[int, bytes, bytes, bytes | None]  # number or position, name, data, the base's data
 
 
@@ -166,16 +170,8 @@ def extract(
     if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
         raise StoreError(f"{to} is there already, and not an empty directory", "name a new one")
     with transaction(store, "DEFERRED") as db:
-        number = number_of(db, generation_id)
-        generation = read_generation(db, number)
-        if not generation.intact:
-            raise StoreError(f"the record of {generation_id} is damaged", CHECK_HINT)
-        rows = db.execute(
-            "SELECT number, path, mode, mtime_ns, size, digest FROM file WHERE generation = ?"
-            " ORDER BY path",
-            (number,),
-        )
-        entries = [(confined(to, path), file, *facts) for file, path, *facts in rows]
+        generation, rows = _listing(db, generation_id)
+        entries = [(confined(to, row[0]), *row[1:]) for row in rows]
         made = not to.exists()
         to.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
@@ -187,6 +183,85 @@ def extract(
                 to.rmdir()
             raise
     return generation
+
+
+def _listing(db: sqlite3.Connection, generation_id: str) -> tuple[Generation, list[_Listed]]:
+    """Return a generation and its entries, parents first. Raise StoreError if it is damaged."""
+    number = number_of(db, generation_id)
+    generation = read_generation(db, number)
+    if not generation.intact:
+        raise StoreError(f"the record of {generation_id} is damaged", CHECK_HINT)
+    rows = db.execute(
+        "SELECT path, number, mode, mtime_ns, size, digest FROM file WHERE generation = ?"
+        " ORDER BY path",
+        (number,),
+    )
+    return generation, rows.fetchall()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """A file or directory of a generation: `size` in bytes, None for a directory.
+
+    `content` yields all its bytes in pieces, holes as zeros, each with a zstd frame of it; a page
+    is verified before it is handed out.
+    """
+
+    path: bytes
+    mode: int
+    mtime_ns: int
+    size: int | None
+    content: Iterator[Piece]
+
+
+def entries(store: Store, generation_id: str) -> Iterator[Entry]:
+    """Yield what a generation holds, parents first, without laying it out; see `Entry`.
+
+    Read each content to its end before the next entry. The store is not locked meanwhile. Raise
+    StoreError where something is damaged, or pruned, also in the middle.
+    """
+    db = store.connection
+    with ThreadPoolExecutor(pages.WORKERS) as pool:
+        for path, file, mode, mtime_ns, size, digest in _listing(db, generation_id)[1]:
+            confined(Path(), path)
+            content = _content(db, pool, path, file, size or 0, digest)
+            yield Entry(path, mode, mtime_ns, size, iter(()) if size is None else content)
+
+
+def _content(
+    db: sqlite3.Connection, pool: Executor, path: bytes, file: int, size: int, digest: bytes
+) -> Iterator[Piece]:
+    done = 0
+    try:
+        for batch in _pages_of(db, pool, file, digest, functools.partial(_framed, size)):
+            for position, content, frame in batch:
+                yield from _zeros(position * pages.PAGE_BYTES - done)
+                yield content, frame
+                done = position * pages.PAGE_BYTES + len(content)
+    except ValueError as error:
+        raise StoreError(f"{os.fsdecode(path)} is damaged: {error}", CHECK_HINT) from error
+    yield from _zeros(size - done)
+
+
+def _framed(size: int, batch: list[_Row]) -> list[tuple[int, bytes, bytes]]:
+    """Return (position, content, frame) of pages; what is stored whole is its own frame."""
+    return [
+        (position, content, data if base is None else pages.pack(content, None)[0])
+        for (position, content), (_, _, data, base) in zip(
+            _unpacked(size, batch), batch, strict=True
+        )
+    ]
+
+
+def _zeros(count: int) -> Iterator[Piece]:
+    """Yield so many zeros, in pieces of a page."""
+    for start in range(0, count, pages.PAGE_BYTES):
+        yield _zero(min(pages.PAGE_BYTES, count - start))
+
+
+@functools.lru_cache(8)
+def _zero(length: int) -> Piece:
+    return bytes(length), pages.pack(bytes(length), None)[0]
 
 
 def confined(to: Path, name: bytes) -> Path:
@@ -217,8 +292,9 @@ def _write_tree(
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             handle = os.open(path, flags, 0o600)
             try:
-                if _write_file(db, pool, handle, file, size) != digest:
-                    raise ValueError("its list of pages is damaged")
+                os.ftruncate(handle, size)  # what no page covers stays a hole
+                writing = functools.partial(_write, handle, size)
+                deque(_pages_of(db, pool, file, digest, writing), maxlen=0)
             except ValueError as error:
                 raise StoreError(
                     f"{path.relative_to(to)} is damaged: {error}", CHECK_HINT
@@ -241,38 +317,54 @@ def _write_tree(
     sync(to.parent)
 
 
-def _write_file(db: sqlite3.Connection, pool: Executor, handle: int, file: int, size: int) -> bytes:
-    """Write a file's pages, each once it is verified; return the digest of their list.
+def _pages_of(
+    db: sqlite3.Connection,
+    pool: Executor,
+    file: int,
+    digest: bytes,
+    work: Callable[[list[_Row]], _Made],
+) -> Iterator[_Made]:
+    """Yield what `work` makes of a file's pages, batch by batch, in order.
 
-    What no page covers stays a hole. Raise ValueError if a page is missing or damaged.
+    Raise ValueError if a page is missing or damaged, or their list is not the one of `digest`.
     """
-    os.ftruncate(handle, size)
-    digest = hashlib.sha256()
-    rows = db.execute(
+    seen = hashlib.sha256()
+    query = (
         f"SELECT CAST(place.position AS INTEGER), {_COLUMNS} FROM place"
         " LEFT JOIN page ON page.number = place.page"
         " LEFT JOIN page AS base ON base.number = page.base"
-        " WHERE place.file = ? ORDER BY place.position",
-        (file,),
+        " WHERE place.file = ? AND place.position > ? ORDER BY place.position LIMIT 12"
     )
 
-    def listed() -> Iterator[_Row]:
-        for row in rows:
-            if row[1] is None:
-                raise ValueError(f"page {row[0]} is missing")
-            digest.update(page_digest(row[0], row[1]))
-            yield row
+    def listed() -> Iterator[list[_Row]]:
+        last = -1
+        # each batch at once: outside a transaction, the store is locked for no longer
+        while rows := db.execute(query, (file, last)).fetchall():
+            for position, name, *_ in rows:
+                if name is None or position <= last:
+                    raise ValueError(f"page {position} is missing or out of order")
+                seen.update(page_digest(position, name))
+                last = position
+            yield rows
 
-    for _ in pages.ahead(pool, functools.partial(_write, handle, size), pages.batched(listed())):
-        pass
-    return digest.digest()
+    yield from pages.ahead(pool, work, listed())
+    if seen.digest() != digest:
+        raise ValueError("its list of pages is damaged")
 
 
-def _write(handle: int, size: int, batch: list[_Row]) -> None:
+def _unpacked(size: int, batch: list[_Row]) -> list[tuple[int, bytes]]:
+    """Return (position, content) of the pages of a file of that size, each verified."""
+    found = []
     for position, name, data, base in batch:
         content = pages.unpack(data, base, name)
         if len(content) != pages.length(size, position):
             raise ValueError(f"page {position} has the wrong length")
+        found.append((position, content))
+    return found
+
+
+def _write(handle: int, size: int, batch: list[_Row]) -> None:
+    for position, content in _unpacked(size, batch):
         rest, offset = memoryview(content), position * pages.PAGE_BYTES
         while rest:
             written = os.pwrite(handle, rest, offset)

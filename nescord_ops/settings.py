@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,14 @@ class Settings:
     volume_name: str
     volume_gb: float | None
     present: Mapping[str, bool]
+    offsite_url: str = dataclasses.field(default="", repr=False)  # it may hold a password
+    age_recipient: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values, for reports; there is no secret in them."""
         from nescord_ops.checks import plain
 
-        result = plain(self)
+        result = plain(dataclasses.replace(self, offsite_url=masked(self.offsite_url)))
         assert isinstance(result, dict)
         return result
 
@@ -162,6 +165,8 @@ def load(
             else None
         ),
         present={name: name in values for name in SECRETS},
+        offsite_url=values.get("NESCORD_OPS_OFFSITE_URL", ""),
+        age_recipient=_recipient(values.get("NESCORD_OPS_AGE_RECIPIENT", "")),
     )
 
 
@@ -222,6 +227,29 @@ def _number(name: str, text: str) -> float:
             f"{name} is {text!r}, not a positive number", f"correct or unset {name}"
         )
     return number
+
+
+def masked(url: str) -> str:
+    """Given a URL, return it without its user, password and query, which may be secret."""
+    scheme, found, rest = url.partition("://")
+    if not found:
+        return url
+    rest, _, query = rest.partition("?")
+    _, found, place = rest.rpartition("@")
+    return f"{scheme}://{'***@' if found else ''}{place}{'?***' if query else ''}"
+
+
+def _recipient(text: str) -> str:
+    """Given age recipients, return them; raise SettingsError, which does not show them, if not.
+
+    Whoever put the secret key there must not find it in a report.
+    """
+    if all(re.fullmatch("age1[0-9a-z]+", part) for part in re.split(r"[\s,]+", text) if part):
+        return text
+    raise SettingsError(
+        "NESCORD_OPS_AGE_RECIPIENT is no age recipient, which begins with age1",
+        "nescord-ops offsite keygen makes an identity and prints its recipient",
+    )
 
 
 def _absolute(path: str, base: Path) -> Path:
