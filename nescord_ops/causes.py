@@ -307,4 +307,15 @@ CAUSES = (
         "backup-unproven", ("backup",), "no good backup was restored lately to prove it",
         (Sign("backups.drill", 5),), {}, ("{tool} backup create --drill",),
     ),
+    Cause(
+        "not-off-site", ("backup",), "no recent copy of a backup is known to be off the volume",
+        (Sign("offsite.age", 5), Sign("backups.place", 3)), {},
+        ("# the variables NESCORD_OPS_OFFSITE_URL and NESCORD_OPS_AGE_RECIPIENT say where to:",
+         "{tool} backup create --drill --push"),
+    ),
+    Cause(
+        "off-site-unchecked", ("backup",), "no copy off the volume was read back lately",
+        (Sign("offsite.checked", 5),), {},
+        ("{tool} offsite list", "# then, with the id of the newest: offsite check ID"),
+    ),
 )  # fmt: skip
