@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from typing import Any
 
 from nescord_ops import volume
 from nescord_ops.checks import Check, Status, fail, none_of, ok, unknown, warn
 from nescord_ops.errors import BackupError
 from nescord_ops.inventory import Backup, Backups, listing
-from nescord_ops.settings import Settings
+from nescord_ops.settings import Settings, masked
 
 AGE_WARN_DAYS, AGE_FAIL_DAYS = 7, 30
 DRILL_WARN_DAYS = 30  # also of a copy off site
@@ -41,8 +42,8 @@ def health(settings: Settings, now: datetime) -> Iterator[Check]:
         yield _drilled(found.good, now)
         yield _place(settings, ours)
         if settings.offsite_url or any(backup.evidence.get("offsite") for backup in ours):
-            yield _offsite_age(ours, now)
-            yield _offsite_checked(ours, now)
+            yield _offsite_age(settings, ours, now)
+            yield _offsite_checked(settings, ours, now)
 
 
 def _age(settings: Settings, found: Backups, now: datetime) -> Check:
@@ -122,19 +123,21 @@ def _place(settings: Settings, ours: tuple[Backup, ...]) -> Check:
     if volume.mount_of(settings.backup_dir) != volume.mount_of(settings.database):
         return ok("backups.place", f"{settings.backup_dir} is not on the volume")
     text = f"{settings.backup_dir} is on the volume that it protects"
-    if copied(ours):
+    if _copied(settings, ours):
         return ok("backups.place", f"{text}; there are copies off site")
     hint = f"{_push_hint(ours)}; README has the keys and the place"
     return warn("backups.place", f"{text}, and is lost with it", hint)
 
 
-def copied(ours: tuple[Backup, ...]) -> tuple[Backup, ...]:
-    """Given generations, return the good ones whose off-site copy is good as far as is known."""
-    return tuple(
-        backup
-        for backup in ours
-        if backup.good and (backup.evidence.get("offsite") or {}).get("fault") == ""
-    )
+def _copy(settings: Settings, backup: Backup) -> dict[str, Any]:
+    """What is known of a generation's copy off site, if it is at the place of the settings."""
+    facts: dict[str, Any] = backup.evidence.get("offsite") or {}
+    return facts if masked(settings.offsite_url) in ("", facts.get("url")) else {}
+
+
+def _copied(settings: Settings, ours: tuple[Backup, ...]) -> tuple[Backup, ...]:
+    """The good generations whose copy off site is good as far as is known."""
+    return tuple(b for b in ours if b.good and _copy(settings, b).get("fault") == "")
 
 
 def _push_hint(ours: tuple[Backup, ...]) -> str:
@@ -142,9 +145,9 @@ def _push_hint(ours: tuple[Backup, ...]) -> str:
     return f"nescord-ops offsite push {newest}" if newest else CREATE_HINT
 
 
-def _offsite_age(ours: tuple[Backup, ...], now: datetime) -> Check:
+def _offsite_age(settings: Settings, ours: tuple[Backup, ...], now: datetime) -> Check:
     """How old the newest data is that would survive the volume."""
-    safe = copied(ours)
+    safe = _copied(settings, ours)
     details = {"unit": "days", "limit": AGE_WARN_DAYS}
     if not safe:
         text = "no good generation is known to have a good copy off site"
@@ -158,9 +161,9 @@ def _offsite_age(ours: tuple[Backup, ...], now: datetime) -> Check:
     return ok("offsite.age", text, **details)
 
 
-def _offsite_checked(ours: tuple[Backup, ...], now: datetime) -> Check:
+def _offsite_checked(settings: Settings, ours: tuple[Backup, ...], now: datetime) -> Check:
     """When a copy off site was last read back, and whether one was found damaged."""
-    facts = [(b.id, b.evidence["offsite"]) for b in ours if b.evidence.get("offsite")]
+    facts = [(b.id, seen) for b in ours if (seen := _copy(settings, b))]
     bad = next((f"{identity}: {seen['fault']}" for identity, seen in facts if seen["fault"]), "")
     if bad:
         hint = "push it again, which replaces it: nescord-ops offsite push"

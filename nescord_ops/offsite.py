@@ -262,6 +262,7 @@ def pull(
     identity: Path | None = None,
     to: Path | None = None,
     url: str = "",
+    now: datetime | None = None,
     progress: Progress | None = None,
 ) -> Done:
     """Fetch a copy, verify it, and add it to the store with its evidence, or write it to `to`.
@@ -298,7 +299,8 @@ def pull(
             sync(target.parent)
         else:
             with store.open_store(settings.backup_dir / STORE, create=True) as opened:
-                evidence = _evidence(copy.record, {**copy.facts, "url": place.url})
+                read = dataclasses.replace(copy, checked_at=now or datetime.now(UTC))
+                evidence = _evidence(copy.record, {**read.facts, "url": place.url})
                 store.add(opened, backup_id, tree, evidence, taken_at=copy.taken_at)
     hint = "" if target else f"to put it in place of the live data: nescord-ops restore {backup_id}"
     text = f"{backup_id} of {show.moment(copy.taken_at)} is in {target or settings.backup_dir}"

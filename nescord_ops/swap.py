@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +33,7 @@ from nescord_ops.snapshot import DATABASE
 from nescord_ops.storefile import sync
 
 HIDDEN = ".nescord-ops-restore-"
+_LOCK_SECONDS = 1.0
 INTENT = ".nescord-ops-restore.json"
 STOP_HINT = "stop the bot (on Railway: start command `sleep infinity`, redeploy), and run it again"
 # In the order they are swapped: a directory is likelier to refuse a rename than a file.
@@ -89,6 +91,18 @@ def _swaps(places: Mapping[str, Path], stamp: str) -> list[Swap]:
     ]
 
 
+def _lock(handle: int) -> None:
+    """Lock a directory; one that was killed may leave a child that holds it for a moment more."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
+
+
 @contextlib.contextmanager
 def alone(settings: Settings, *, dry_run: bool = False) -> Iterator[None]:
     """Keep other restores and clean-ups out, by a lock on the directories of the stores."""
@@ -99,7 +113,7 @@ def alone(settings: Settings, *, dry_run: bool = False) -> Iterator[None]:
                     parent.mkdir(parents=True, exist_ok=True)
                 handle = os.open(volume.existing(parent), os.O_RDONLY | os.O_DIRECTORY)
                 locks.callback(os.close, handle)
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(handle)
             except BlockingIOError as error:
                 raise VolumeError(
                     f"another restore or clean-up is at work in {parent}", "wait for its end"

@@ -1358,6 +1358,9 @@ def test_verify_tells_the_age_and_the_last_check_of_copies(site: Site) -> None:
     offsite.check(site.settings, ID, now=NOON)
     fine = {"offsite.age": "ok", "offsite.checked": "ok"}
     assert judged(site.settings, NOON + DAY) == judged(nowhere, NOON + DAY) == fine
+    elsewhere = site.of(offsite_url="/another/place")
+    unknown_there = {"offsite.age": "warn", "offsite.checked": "warn"}
+    assert judged(elsewhere, NOON + DAY) == unknown_there, "a copy at another place is not counted"
     late = judged(site.settings, NOON + 31 * DAY)
     assert late == {"offsite.age": "warn", "offsite.checked": "warn"}
 
