@@ -152,7 +152,7 @@ CAUSES = (
     Cause(
         "no-data", ("mount", "database", "vectors"),
         "the bot's files are not there: a new volume, or a setting that names another place",
-        (Sign("access.database", 5, "missing"), Sign("access.chroma", 3, "missing")),
+        (Sign("access.database", 9, "missing"),),
         {"cannot_open": 1, "persist_missing": 2},
         ("# if DATABASE_URL and CHROMADB_PERSIST_DIRECTORY are right:", *_RESTORE),
     ),
@@ -167,8 +167,9 @@ CAUSES = (
         {"malformed": 3, "disk_io": 2}, _RESTORE,
     ),
     Cause(
-        "chroma-damaged", ("vectors",), "Chroma's own database is damaged, or not Chroma's",
-        (Sign("chroma.integrity", 5), Sign("chroma.file", 5)),
+        "chroma-damaged", ("vectors",),
+        "Chroma's own database is missing, damaged, or not Chroma's",
+        (Sign("chroma.integrity", 5), Sign("chroma.file", 5), Sign("access.chroma", 1, "missing")),
         {"malformed": 1, "disk_io": 1}, _VECTORS,
     ),
     Cause(

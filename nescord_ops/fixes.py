@@ -117,7 +117,8 @@ def _restore_vectors(
     chroma = settings.chroma_dir
     taken = settings.database.parent / f"restored_{backup.id}"
     yield f"{tool} restore {shlex.quote(backup.id)} --to {shlex.quote(str(taken))}"
-    yield shlex.join(["mv", "-T", "--", str(chroma), f"{chroma}.replaced_by_{backup.id}"])
+    if chroma.exists():
+        yield shlex.join(["mv", "-T", "--", str(chroma), f"{chroma}.replaced_by_{backup.id}"])
     yield shlex.join(["mv", "-T", "--", str(taken / "chromadb"), str(chroma)])
     yield f"# notes since {show.moment(backup.taken_at)} are to be added by the bot again:"
     yield requeue

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -136,6 +137,19 @@ def test_a_symptom_shows_its_causes_and_no_others(demo: MakeDemo) -> None:
         "full": [],
     }.items():
         assert [each.name for each in run(made, symptom=symptom).diagnoses] == names
+
+
+def test_a_chroma_directory_that_is_gone_has_one_fix_which_leaves_the_notes(
+    demo: MakeDemo, tmp_path: Path
+) -> None:
+    made = demo()
+    backup.create(settings.load(app_dir=made.app_dir), drill=True)
+    shutil.rmtree(made.chroma_dir)
+    found = run(made)
+    assert {each.commands for each in found.diagnoses} == {found.diagnoses[0].commands}
+    assert "missing" in found.diagnoses[0].says
+    shell(found.diagnoses[0].commands, tmp_path / "bin")
+    assert verify.run(settings.load(app_dir=made.app_dir)).status is not Status.FAIL
 
 
 def test_the_fix_of_vectors_keeps_the_notes_written_since_the_backup(
