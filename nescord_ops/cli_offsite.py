@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from nescord_ops import show
+from nescord_ops.cli_backup import DryRun, Id
 from nescord_ops.settings import masked
 from nescord_ops.terminal import (
     Invocation,
@@ -25,8 +26,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-Id = Annotated[str, typer.Argument(metavar="ID", help="As `nescord-ops backup list` shows it.")]
 
 
 def _without_secrets(url: str) -> str:
@@ -112,9 +111,7 @@ def pull(
 def prune(
     context: typer.Context,
     keep: Annotated[int, typer.Option(help="Good copies to keep.", metavar="N", min=1)],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     url: Url = "",
 ) -> None:
     """Remove the copies that are older than the newest N good ones."""
