@@ -18,17 +18,17 @@ from typing import Annotated, Any
 
 import typer
 
-from nescord_ops import __version__, cli_backup, cli_offsite
+from nescord_ops import __version__, cli_backup, cli_offsite, cli_report
 from nescord_ops.errors import OpsError, SettingsError
 from nescord_ops.show import printable
 from nescord_ops.terminal import (
+    Demo,
+    Depth,
     Invocation,
-    as_text,
     finish,
     progress,
     resolved,
     write_json,
-    write_table,
 )
 
 INTERRUPTED = 130
@@ -45,12 +45,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-Demo = Annotated[bool, typer.Option("--demo", help="Use a sample volume, made for this run.")]
-Depth = Annotated[
-    str, typer.Option(help="quick reads live metadata; full examines a copy.", metavar="quick|full")
-]
 
 
 def main() -> None:
@@ -105,13 +99,6 @@ def _joined(arguments: Sequence[str]) -> list[str]:
         if joined[-1] in ("-p", "--parameter") and len(rest) > 1 and "=" not in rest[0]:
             joined.append(f"{rest.pop(0)}={rest.pop(0)}")
     return joined
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise SettingsError(f"the parameter {text!r} has no value", "write -p NAME VALUE")
-    return name, value
 
 
 def _complain(call: Invocation, message: str, hint: str = "") -> None:
@@ -282,54 +269,6 @@ def troubleshoot(
 
 
 @app.command()
-def report(
-    context: typer.Context,
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="NAME", help="Notebooks to run; all of them if none is named."),
-    ] = None,
-    demo: Demo = False,
-    depth: Depth = "full",
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option("-p", "--parameter", help="A notebook's parameter.", metavar="NAME VALUE"),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Where reports go; default reports/.", metavar="DIR")
-    ] = None,
-    keep: Annotated[
-        int | None, typer.Option(help="Remove all but the newest N runs.", metavar="N")
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option(help="Seconds that a notebook may take.", metavar="SECONDS")
-    ] = 600,
-) -> None:
-    """Run the notebooks and write HTML and JSON reports with an index."""
-    from nescord_ops import report as capability
-
-    call: Invocation = context.obj
-    with progress() as say:
-        made = capability.run(
-            names or (),
-            options=call.options,
-            depth=depth,
-            parameters=dict(_pair(text) for text in parameter or ()),
-            out=out,
-            keep=keep,
-            demo=demo,
-            timeout_seconds=timeout,
-            progress=say,
-        )
-    if call.json:
-        write_json(made.to_dict())
-    else:
-        rows = [(page.status, page.name, as_text(page.headline)) for page in made.pages]
-        write_table(rows)
-        typer.echo(f"Report: {printable(str(made.index))}")
-    raise typer.Exit(made.exit_code)
-
-
-@app.command()
 def demo(
     context: typer.Context,
     directory: Annotated[
@@ -389,3 +328,4 @@ def _list_faults(call: Invocation) -> None:
 app.add_typer(cli_backup.app)
 app.add_typer(cli_offsite.app)
 app.command()(cli_backup.restore)
+app.command()(cli_report.report)

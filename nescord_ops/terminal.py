@@ -10,7 +10,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from nescord_ops.checks import Findings
     from nescord_ops.settings import Settings
 
+Demo = Annotated[bool, typer.Option("--demo", help="Use a sample volume, made for this run.")]
+Depth = Annotated[
+    str, typer.Option(help="quick reads live metadata; full examines a copy.", metavar="quick|full")
+]
 _WORST = ("fail", "unknown", "warn", "ok")
 
 
