@@ -495,7 +495,7 @@ def test_a_demo_is_reported_on_marked_and_removed(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_leaves_no_kernel_and_no_page(tmp_path: Path, number: int) -> None:
     """A killed run cannot tidy its hidden directory, but its kernels notice and end."""
-    mark = "86398"
+    mark = str(86_000_000 + os.getpid())  # no other run of the tests has it
     cell = f"import subprocess, time\nsubprocess.run(['sleep', '{mark}'])"
     name = make(tmp_path / "n.ipynb", cell)
     out = tmp_path / "reports"
