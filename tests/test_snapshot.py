@@ -102,7 +102,7 @@ def test_both_stores_are_of_one_moment(demo: MakeDemo) -> None:
     thread.start()
     try:
         time.sleep(0.3)
-        for _ in range(10):
+        for _ in range(5):
             with snapshot.capture(found) as taken:
                 assert taken.database
                 assert taken.chroma

@@ -103,13 +103,23 @@ def test_every_fault_has_its_cause() -> None:
     assert set(CAUSE_OF.values()) <= {cause.name for cause in CAUSES}
 
 
+@pytest.fixture(scope="module")
+def backed_up(base_demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """The healthy volume with one backup. Copy it, do not change it."""
+    app = shutil.copytree(base_demo.app_dir, tmp_path_factory.mktemp("backed-up") / "app")
+    assert backup.create(settings.load(app_dir=app)).status is Status.OK
+    return dataclasses.replace(base_demo, app_dir=app)
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_leads_to_its_cause_and_the_fix_makes_verify_well(
-    fault: str, demo: MakeDemo, tmp_path: Path
+    fault: str, demo: MakeDemo, backed_up: Demo, tmp_path: Path
 ) -> None:
-    made = demo()
-    if fault != "old-backups-only":
-        assert backup.create(settings.load(app_dir=made.app_dir)).status is Status.OK
+    if fault == "old-backups-only":
+        made = demo()
+    else:
+        app = shutil.copytree(backed_up.app_dir, tmp_path / "app")
+        made = dataclasses.replace(backed_up, app_dir=app)
     FAULTS[fault].plant(made)
     found = run(made)
     first = found.diagnoses[0]
