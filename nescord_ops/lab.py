@@ -16,7 +16,9 @@ import importlib.util
 import json
 import os
 import secrets
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,7 +31,6 @@ from nescord_ops import demo as demos
 from nescord_ops import report, settings
 from nescord_ops.errors import LabError
 from nescord_ops.show import Result
-from nescord_ops.volume import remove_tree
 
 DIRECTORY = Path("nescord-ops-lab")
 DEMO_DIRECTORY = Path("nescord-ops-lab-demo")
@@ -37,6 +38,7 @@ MARK = "nescord_ops"  # the notebook's metadata that says what it was copied fro
 PORT = 8888
 START_SECONDS = 60
 STOP_SECONDS = 20
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SOCKET_NAME = "/run/kernel-01234567-0123-0123-0123-012345678901-ipc-5"
 _SOCKET_PATH = 107  # the longest path of a Unix socket, unix(7)
 
@@ -168,14 +170,13 @@ def running(
         raise LabError("JupyterLab is not installed", "pip install 'nescord-ops[lab]'")
     say = progress or (lambda _: None)
     with contextlib.ExitStack() as stack:
-        # whatever hangs up ends what was begun, as Ctrl-C does
-        before = signal.signal(signal.SIGHUP, signal.default_int_handler)
-        stack.callback(signal.signal, signal.SIGHUP, before)
+        for number in _SIGNALS:
+            stack.callback(signal.signal, number, signal.signal(number, _interrupt))
         environment = {} if demo else _variables(options or {})
         notebooks = copy(directory or (DEMO_DIRECTORY if demo else DIRECTORY))
         home = notebooks[0].path.parent
         scratch = Path(tempfile.mkdtemp(prefix="nescord-ops-lab-"))
-        stack.callback(remove_tree, scratch)
+        stack.callback(_remove, scratch)
         if demo:
             say("making a sample volume")
             environment = _sample(stack)
@@ -193,7 +194,14 @@ def running(
             start_new_session=True,  # an interrupt from the terminal is this process's to handle
         )
         stack.callback(_stop, process)
-        yield Lab(_url(process, scratch), home, notebooks, process)
+        yield Lab(_url(process, scratch, notebooks[0].path), home, notebooks, process)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """Raise KeyboardInterrupt, once: what ends the lab is not interrupted itself."""
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _variables(options: Mapping[str, str]) -> dict[str, str]:
@@ -246,7 +254,7 @@ def _configure(scratch: Path, home: Path, port: int | None, browser: bool, *, fi
             "allow_root": os.geteuid() == 0,  # in the bot's container everybody is
             "ip": "127.0.0.1",
             "jpserver_extensions": {"jupyterlab": True, "jupyter_lsp": False},
-            "log_level": "WARN",
+            "log_level": "ERROR",  # warnings are about the machinery
             "open_browser": browser,
             "port": PORT if port is None else port,
             "port_retries": 50 if port is None else 0,
@@ -257,6 +265,7 @@ def _configure(scratch: Path, home: Path, port: int | None, browser: bool, *, fi
             "check_for_updates_class": "jupyterlab.handlers.announcements.NeverCheckForUpdate",
             "default_url": f"/lab/tree/{first}",
             "extension_manager": "readonly",
+            "log_level": "ERROR",
             "news_url": None,
         },
         "KernelManager": {"transport": "ipc" if fits else "tcp"},
@@ -269,10 +278,11 @@ def _configure(scratch: Path, home: Path, port: int | None, browser: bool, *, fi
         "display_name": "python3",
         "language": "python",
     }
-    announcements = {"@jupyterlab/apputils-extension:announcements": True}
+    # the first asks the network, the second a server that is not there
+    off = {"@jupyterlab/apputils-extension:announcements": True, "@jupyterlab/lsp-extension": True}
     files = {
         "config/jupyter_server_config.json": server,
-        "config/labconfig/page_config.json": {"disabledExtensions": announcements},
+        "config/labconfig/page_config.json": {"disabledExtensions": off},
         "share/kernels/python3/kernel.json": kernel,
     }
     for name, content in files.items():
@@ -282,14 +292,16 @@ def _configure(scratch: Path, home: Path, port: int | None, browser: bool, *, fi
     (scratch / "tmp").mkdir()
 
 
-def _url(process: subprocess.Popen[bytes], scratch: Path) -> str:
-    """Wait until the server says where it listens, and return that with its token."""
+def _url(process: subprocess.Popen[bytes], scratch: Path, first: Path) -> str:
+    """Wait until the server listens, and return where it shows `first`, with its token."""
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         for file in (scratch / "run").glob("jpserver-*.json"):
             with contextlib.suppress(ValueError, KeyError, OSError):
                 found = json.loads(file.read_text("utf-8"))
-                return f"{found['url']}lab?token={found['token']}"
+                # the file is there a moment before anybody listens
+                socket.create_connection(("127.0.0.1", found["port"]), timeout=1).close()
+                return f"{found['url']}lab/tree/{first.name}?token={found['token']}"
         time.sleep(0.05)
     code = process.poll()
     why = (
@@ -302,13 +314,21 @@ def _url(process: subprocess.Popen[bytes], scratch: Path) -> str:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server and its kernels, by force if it hangs or Ctrl-C comes again."""
+    """End the server and its kernels, by force if it hangs."""
     process.terminate()
     try:
         process.wait(STOP_SECONDS)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+    except subprocess.TimeoutExpired:
         process.kill()  # its kernels notice within a second
         process.wait()
     if process.stdin:
         with contextlib.suppress(OSError):
             process.stdin.close()
+
+
+def _remove(scratch: Path) -> None:
+    """Remove the scratch directory, to which a kernel ended by force may still write a moment."""
+    deadline = time.monotonic() + 5
+    while scratch.exists() and time.monotonic() < deadline:
+        shutil.rmtree(scratch, ignore_errors=True)
+        time.sleep(0.05)
