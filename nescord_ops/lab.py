@@ -262,6 +262,7 @@ def _configure(scratch: Path, home: Path, port: int | None, browser: bool, *, fi
         },
         "IdentityProvider": {"token": secrets.token_hex(24)},
         "LabApp": {
+            "custom_css": True,
             "check_for_updates_class": "jupyterlab.handlers.announcements.NeverCheckForUpdate",
             "default_url": f"/lab/tree/{first}",
             "extension_manager": "readonly",
@@ -289,6 +290,9 @@ def _configure(scratch: Path, home: Path, port: int | None, browser: bool, *, fi
         file = scratch / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content, indent=1), "utf-8")
+    (scratch / "config" / "custom").mkdir()
+    style = Path(__file__).with_name("templates") / "lab.css"
+    shutil.copyfile(style, scratch / "config" / "custom" / "custom.css")
     (scratch / "tmp").mkdir()
 
 
