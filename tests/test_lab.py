@@ -225,6 +225,7 @@ def test_jupyterlab_shows_the_verdict_and_an_error_and_leaves_nothing(
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         page.get_by_text("Healthy", exact=False).first.wait_for(timeout=60_000)
         page.get_by_text("python3 | Idle").wait_for(timeout=60_000)
+        page.locator("table.checks").first.scroll_into_view_if_needed()
         page.screenshot(path=str(tmp_path / "verdict.png"))
         page.keyboard.press("Escape")
         page.keyboard.press("b")
