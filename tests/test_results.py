@@ -75,7 +75,7 @@ def filled(kind: Any, depth: int = 0) -> Any:
         return next(iter(kind))
     values = {str: HOSTILE, Path: Path("/", HOSTILE), datetime: datetime(2026, 1, 2, tzinfo=UTC)}
     values |= {int: 12_345_678, float: 0.25, bool: False, object: HOSTILE, Any: HOSTILE}
-    return values[kind]
+    return values.get(kind)  # None for a handle, such as a process
 
 
 class Tags(HTMLParser):
