@@ -74,7 +74,7 @@ __all__ = [
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Pruned:
+class Pruned(show.Result):
     """What a prune removed (or would, in a `dry_run`), what it kept, and what that saves.
 
     `usd_per_month` is what `freed_bytes` cost at the guide's price.

@@ -33,7 +33,7 @@ Progress = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Room:
+class Room(show.Result):
     """The volume from outside, in bytes, None for what is not known.
 
     `source` says who knows: the mount's file system, NESCORD_OPS_VOLUME_GB or nobody. Off a mount
@@ -48,7 +48,7 @@ class Room:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Reclaimable:
+class Reclaimable(show.Result):
     """Bytes that do not have to be there: how many they are, how many come back, and how."""
 
     label: str
@@ -58,7 +58,7 @@ class Reclaimable:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Inside:
+class Inside(show.Result):
     """What the copies say; None for what is not known.
 
     `problems` holds a reason under `database`, `chroma`, `notes` or `copy`.

@@ -42,7 +42,7 @@ class Status(enum.StrEnum):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Check:
+class Check(show.Result):
     """One thing that was looked at.
 
     `value` and `limit` are in `unit`; bytes are integers. `expected` marks an `unknown` that is
@@ -61,7 +61,7 @@ class Check:
     expected: bool = False
 
     def __post_init__(self) -> None:
-        for field in ("summary", "hint", "value", "limit"):
+        for field in ("name", "summary", "hint", "value", "limit"):
             seen = getattr(self, field)
             if isinstance(seen, str):
                 object.__setattr__(self, field, show.printable(seen))
@@ -212,11 +212,15 @@ class Findings:
         names = ", ".join(check.name for check in worst)
         raise ChecksFailed(f"{self.headline} ({names})", hint, self.status.exit_code)
 
+    def __str__(self) -> str:
+        seen = [c for c in self.checks if c.status is not Status.OK and not c.expected]
+        lines = (self.headline, *(f"{c.status:8} {c.name}: {c.summary}" for c in seen))
+        return show.printable("\n".join(lines))
+
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         """The table for the notebook, the findings for the runner, text for everything else."""
-        text = "\n".join(f"{c.status:8} {c.name}: {c.summary}" for c in self.checks)
         return {
-            "text/plain": f"{self.headline}\n{text}",
+            "text/plain": str(self),
             "text/html": show.checks_table(self.headline, self.status, self.checks),
             MIME: self.to_dict(),
         }

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nescord_ops.errors import VolumeError
+from nescord_ops.show import Result
 
 DATABASE = "chroma.sqlite3"
 PICKLE = "index_metadata.pickle"
@@ -39,7 +40,7 @@ _SCALARS = frozenset(
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Collection:
+class Collection(Result):
     """One collection: `dimension` is None until the first vector; `distance` is the space.
 
     `vector_seq` and `metadata_seq` are the newest sequence numbers that each segment has applied,
@@ -57,7 +58,7 @@ class Collection:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Hnsw:
+class Hnsw(Result):
     """`header.bin` of one index: counts of elements, and byte offsets within one element."""
 
     max_elements: int
@@ -73,7 +74,7 @@ class Hnsw:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Vectors:
+class Vectors(Result):
     """What `data_level0.bin` holds: elements read, and how many of them are not usable.
 
     `broken` counts vectors with a number that is not finite, or in cosine space a length that is

@@ -50,7 +50,7 @@ _MARGIN_BYTES = 16 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Item:
+class Item(show.Result):
     """What one word found: `gives_bytes` would go back to the file system if it is `chosen`."""
 
     what: str

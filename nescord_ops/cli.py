@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nescord_ops import __version__, cli_backup, cli_offsite, cli_report
+from nescord_ops import __version__, cli_backup, cli_lab, cli_offsite, cli_report
 from nescord_ops.errors import OpsError, SettingsError
 from nescord_ops.show import printable
 from nescord_ops.terminal import (
@@ -329,3 +329,4 @@ app.add_typer(cli_backup.app)
 app.add_typer(cli_offsite.app)
 app.command()(cli_backup.restore)
 app.command()(cli_report.report)
+app.command()(cli_lab.lab)

@@ -33,7 +33,7 @@ _ROOM_BYTES = 1 << 20  # for what is not the copy itself
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(show.Result):
     """One off-site copy: a stream of `stream_bytes` with the files of `record`.
 
     `record` is None if the JSON cannot be read. `fault` says why it is not good. `checked_at` is

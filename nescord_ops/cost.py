@@ -40,7 +40,7 @@ Depth = Literal["quick", "full"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Line:
+class Line(show.Result):
     """One line of the bill."""
 
     label: str
@@ -50,7 +50,7 @@ class Line:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Tier:
+class Tier(show.Result):
     """One of the guide's examples: sizes in GB of 10^9 bytes, and what they come to a month."""
 
     database_gb: int
@@ -60,7 +60,7 @@ class Tier:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Month:
+class Month(show.Result):
     """The bill so many months from now; `low_usd` to `high_usd` holds 8 cases of 10."""
 
     month: int
@@ -73,7 +73,7 @@ class Month:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class PlainCopies:
+class PlainCopies(show.Result):
     """So many whole copies kept on the volume: what they add, and whether they fit (or None)."""
 
     count: int

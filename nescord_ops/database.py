@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import quote as percent
 
 from nescord_ops.errors import VolumeError
+from nescord_ops.show import Result
 
 MAGIC = b"SQLite format 3\0"
 HEADER_BYTES = 100
@@ -27,7 +28,7 @@ SEARCH_TABLE = "knowledge_notes_fts"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Header:
+class Header(Result):
     """The first 100 bytes of a SQLite file, with the sizes of the files beside it, in bytes."""
 
     page_bytes: int
@@ -39,7 +40,7 @@ class Header:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Table:
+class Table(Result):
     """One table with its indices: `allocated_bytes` is None where SQLite lacks `dbstat`."""
 
     name: str

@@ -59,7 +59,7 @@ class Figure:
     alt: str
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        return {"image/svg+xml": self.svg, "text/plain": self.alt}
+        return {"image/svg+xml": self.svg, "text/plain": show.printable(self.alt)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Table:
         text = "\n".join("  ".join(show.printable(str(cell)) for cell in line) for line in lines)
         return {
             "text/html": show.table(self.columns, self.rows, caption=self.caption),
-            "text/plain": f"{self.caption}\n{text}".strip(),
+            "text/plain": f"{show.printable(self.caption)}\n{text}".strip(),
         }
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from nescord_ops import chroma, database, legacy, volume
 from nescord_ops.settings import Settings
+from nescord_ops.show import Result
 from nescord_ops.volume import Usage
 
 SCAN_LIMIT = 200_000
@@ -42,7 +43,7 @@ _SEGMENT = "segment/"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Component:
+class Component(Result):
     """One kind of content: `allocated_bytes` is billed, `apparent_bytes` is what `ls` says.
 
     `on_volume` is False for what lies elsewhere in the container, which is not billed here.
@@ -57,7 +58,7 @@ class Component:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Scan:
+class Scan(Result):
     """The files as they were found: usage by (component, whether it is on the volume).
 
     `segments` are Chroma's index directories by name. `backups` are the bot's own, newest first.

@@ -17,6 +17,8 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
+from nescord_ops.show import Result
+
 WINDOW_DAYS = 90  # what is older says little about the pace of today
 MIN_DAYS = 14
 MIN_RUNS = 5  # measurements on different days
@@ -30,7 +32,7 @@ Point = tuple[datetime, float]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Notes:
+class Notes(Result):
     """The notes by day: (midnight UTC, how many were written), oldest first.
 
     `undated` have a date that is no date, lies before Discord or in the future.
@@ -42,7 +44,7 @@ class Notes:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Growth:
+class Growth(Result):
     """The pace over the last `days`: `bytes_per_day`, and the variance of one day around it.
 
     `source` is `notes` or `history`. `points` are (time, bytes on the volume) for the figure.
@@ -63,7 +65,7 @@ class Growth:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(Result):
     """When the volume is full: in days, and as dates where they lie within HORIZON_DAYS.
 
     One case in ten is earlier than `early`, one in ten later than `late`; `late_days` is None

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nescord_ops.show import printable
+from nescord_ops.show import Result, printable
 
 FILE_NAME = "history.sqlite3"
 APPLICATION_ID = 0x4E4F5053  # "NOPS", so that a file that is not ours is known
@@ -40,7 +40,7 @@ _SURROUNDINGS = {
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class PageRow:
+class PageRow(Result):
     """One notebook's verdict in one run."""
 
     name: str
@@ -49,7 +49,7 @@ class PageRow:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class RunRow:
+class RunRow(Result):
     """One run; `stamp` is the name of its directory."""
 
     stamp: str

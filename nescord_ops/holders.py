@@ -25,7 +25,7 @@ _Targets = dict[tuple[int, int], Path]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(show.Result):
     """A process and one of the files that it holds; pid 0 is one that cannot be seen from here."""
 
     pid: int
@@ -38,7 +38,7 @@ class Holder:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Scan:
+class Scan(show.Result):
     """Who holds the files, one entry a process, and which processes would not let us look.
 
     `complete` is False where there is no /proc: then only locks were asked for.

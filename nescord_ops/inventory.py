@@ -34,7 +34,7 @@ _WRITING_SECONDS = 3600.0  # a journal older than this was left by a kill
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Backup:
+class Backup(show.Result):
     """One backup: `kind` is generation, adopted (the bot's, taken into the store), pulled (from
     off site) or bot.
 
@@ -115,7 +115,7 @@ class Backup:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Backups:
+class Backups(show.Result):
     """All backups, newest first. `problem` says why the store could not be read, if it could not.
 
     `store_bytes` is what the store takes on its file system, however many generations share it.

@@ -25,6 +25,7 @@ from pathlib import Path
 from nescord_ops import volume
 from nescord_ops.errors import BackupError, VolumeError
 from nescord_ops.settings import Settings
+from nescord_ops.show import Result
 from nescord_ops.snapshot import DATABASE, Snapshot, copy_stores
 
 CHROMA, MANIFEST = "chromadb_data", "manifest.json"
@@ -36,7 +37,7 @@ _SMALL_BYTES = 64 << 20  # an archive that unpacks to less than this harms nobod
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class BotBackup:
+class BotBackup(Result):
     """One backup of the bot's: which of the stores it holds, when it says it was taken (UTC)."""
 
     path: Path

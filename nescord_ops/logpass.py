@@ -23,6 +23,7 @@ from nescord_ops.logline import (
     remembered,
     utc,
 )
+from nescord_ops.show import Result
 
 LINE_BYTES, TEXT_BYTES = 64 << 10, 4096
 GROUPS, HOURS, LOOPS = 1000, 10_000, 100
@@ -42,7 +43,7 @@ _VARYING = re.compile(rb"(" + _ANY_ID + rb"|[0-9]+)")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Loop:
+class Loop(Result):
     """A crash loop: `starts` of the bot, each within minutes of the one before."""
 
     first_at: datetime

@@ -23,12 +23,13 @@ from typing import IO
 from nescord_ops.errors import VolumeError
 from nescord_ops.logline import SHOWN_CHARS, moment
 from nescord_ops.logpass import LINE_BYTES, RANKS, Loop, Reader, Record
+from nescord_ops.show import Result
 
 BLOCK_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Group:
+class Group(Result):
     """Records that say the same: `example` is the first of them, masked.
 
     `message` names the row of `causes.MESSAGES` that it is, or is empty. Times are UTC, None where
@@ -45,7 +46,7 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Hour:
+class Hour(Result):
     """How many records an hour has, and how many of them are warnings and errors."""
 
     at: datetime
@@ -55,7 +56,7 @@ class Hour:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Log:
+class Log(Result):
     """What the files say. Sums are over all of them; `problems` says what could not be read.
 
     `levels` counts records, `none` those without a level; `hours` are in order. Of the `groups`,

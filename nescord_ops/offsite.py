@@ -50,7 +50,7 @@ def listing(settings: Settings, url: str = "") -> tuple[Copy, ...]:
 
     Raise OffsiteError if the place cannot be read.
     """
-    return copies.every(remote.connect(url or settings.offsite_url))
+    return show.Listing(copies.every(remote.connect(url or settings.offsite_url)))
 
 
 def push(

@@ -9,6 +9,7 @@ import dataclasses
 import math
 
 from nescord_ops.errors import SettingsError
+from nescord_ops.show import Result
 
 GB = 1_000_000_000
 GIB_PER_GB = 1024**3 / GB
@@ -16,7 +17,7 @@ FILE_SYSTEM_RATIO = 0.03  # of the size, billed from day one: 2 to 3 % (docs.rai
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Price:
+class Price(Result):
     """What a gigabyte costs a month, who says so, and since when (ISO 8601, or empty)."""
 
     usd_per_gb_month: float
@@ -33,7 +34,7 @@ class Price:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Result):
     """A plan: its largest volume, its subscription, and the usage that is in it."""
 
     name: str

@@ -25,6 +25,7 @@ from typing import Any
 from nescord_ops import checks, history, render
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
+from nescord_ops.show import Result
 
 STAMP = re.compile(r"\d{8}T\d{6}Z(-\d+)?")
 _BUILDING = ".building-"
@@ -32,7 +33,7 @@ _ABANDONED_SECONDS = 86_400
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Page:
+class Page(Result):
     """One notebook's result: where it lies, what it came to, and how long it ran."""
 
     name: str

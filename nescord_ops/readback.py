@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from nescord_ops import pages
 from nescord_ops.errors import StoreError
+from nescord_ops.show import Result
 from nescord_ops.storefile import (
     CHECK_HINT,
     Generation,
@@ -42,7 +43,7 @@ _Row = tuple[int, bytes, bytes, bytes | None]  # number or position, name, data,
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Damage:
+class Damage(Result):
     """One thing that is wrong: in a file of a generation, in a generation, or in the store.
 
     `generation_id` and `path` are empty where the damage is not tied to one.

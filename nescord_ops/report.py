@@ -22,7 +22,7 @@ from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 from nescord_ops.kernel import Nursery
 from nescord_ops.publish import Page
-from nescord_ops.show import printable
+from nescord_ops.show import Result, printable
 
 if TYPE_CHECKING:
     from nescord_ops.runner import Executed, Kernels, Notebook
@@ -34,7 +34,7 @@ _REAL = ("CHROMADB_", "RAILWAY_", "NESCORD_OPS_", "DATABASE_URL", "EMBEDDING_DIM
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Run:
+class Run(Result):
     """One run of the notebooks, as it was published."""
 
     directory: Path

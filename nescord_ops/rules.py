@@ -18,6 +18,7 @@ from nescord_ops.checks import Status
 from nescord_ops.errors import SettingsError
 from nescord_ops.manifests import Row
 from nescord_ops.settings import SECRETS, SQLITE_PREFIX, opened_by_bot
+from nescord_ops.show import Result
 
 FAIL, WARN = Status.FAIL, Status.WARN
 DIMENSION = "768"
@@ -299,7 +300,7 @@ RULES = (
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Place:
+class Place(Result):
     """Where a rule found something: file, line (0: the environment) and what more there is."""
 
     rule: str

@@ -26,6 +26,7 @@ from nescord_ops import chroma_build
 from nescord_ops.sample_schema import MIGRATIONS, SCHEMA, SEARCH
 from nescord_ops.sample_text import TOPICS, Topic
 from nescord_ops.settings import opened_by_bot
+from nescord_ops.show import Result
 
 EMBEDDING_MODEL = "models/text-embedding-004"
 SPAN = timedelta(days=240)
@@ -49,7 +50,7 @@ NESCORD_OPS_VOLUME_GB=5
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Demo:
+class Demo(Result):
     """A sample volume: `notes` in the database, the oldest `vectors` of them in Chroma too."""
 
     app_dir: Path

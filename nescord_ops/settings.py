@@ -16,10 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from nescord_ops.errors import SettingsError
+from nescord_ops.show import Result
 
 SECRETS = ("DISCORD_TOKEN", "OPENAI_API_KEY", "GEMINI_API_KEY")
 SHOWN = ("CHROMADB_", "DATABASE_URL", "EMBEDDING_DIMENSION", "NESCORD_OPS_", "RAILWAY_VOLUME_")
 ENV_FILE_BYTES = 1_000_000
+# What the command line's options are called in the environment.
+VARIABLES = {
+    "app_dir": "NESCORD_OPS_APP_DIR",
+    "env_file": "NESCORD_OPS_ENV_FILE",
+    "database_url": "DATABASE_URL",
+    "chroma_dir": "CHROMADB_PERSIST_DIRECTORY",
+}
 SQLITE_PREFIX = "sqlite:///"
 START_HINT = (
     "set DATABASE_URL and CHROMADB_PERSIST_DIRECTORY, or name the bot's directory with --app-dir; "
@@ -28,7 +36,7 @@ START_HINT = (
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Result):
     """Every place and threshold of one run; paths are absolute, sizes in the unit of their name.
 
     `database` is the file that the bot really opens, `database_meant` the one that its operator
@@ -184,6 +192,7 @@ def _app_dir(given: str | Path | None) -> Path:
 
 def _env_file(given: str | Path | None, app: Path) -> Path | None:
     """The `.env` file: the one named, which must exist, else the bot's, which need not."""
+    given = given or os.environ.get("NESCORD_OPS_ENV_FILE")
     file = Path(given).expanduser().absolute() if given else app / ".env"
     if not file.is_file():
         if given:

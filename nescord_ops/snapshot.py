@@ -36,6 +36,7 @@ from pathlib import Path
 from nescord_ops import chroma, database, volume
 from nescord_ops.errors import CaptureError, VolumeError
 from nescord_ops.settings import Settings
+from nescord_ops.show import Result
 
 DATABASE = "nescordbot.db"
 SCRATCH_PREFIX = "nescord-ops-scratch-"
@@ -54,7 +55,7 @@ Stats = dict[Path, tuple[int, int, int]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(Result):
     """Copies of both stores as they were at `taken_at` (aware UTC).
 
     `database` or `chroma` is None where that store could not be copied at all; its reason stands

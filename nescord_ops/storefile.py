@@ -23,6 +23,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from nescord_ops.errors import StoreError
+from nescord_ops.show import Result
 
 APPLICATION_ID = 0x4E4F5053  # "NOPS", in the file's header
 VERSION = 1
@@ -69,7 +70,7 @@ class Store:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Generation:
+class Generation(Result):
     """One captured tree: `size_bytes` of files, for which the store grew by `added_bytes`.
 
     `intact` says that this record is the one that was written; the contents are for `check`.

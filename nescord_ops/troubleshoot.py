@@ -32,7 +32,7 @@ _GRAVITY = (Status.FAIL, Status.WARN, Status.OK)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Diagnosis:
+class Diagnosis(show.Result):
     """A cause that something speaks for: `score` is the weight of the `evidence`.
 
     `against` is what was looked at and speaks against it. `commands` are lines of a shell script,

@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nescord_ops.errors import VolumeError
+from nescord_ops.show import Result
 
 PROBE_PREFIX = ".nescord-ops-probe-"
 _MOUNTINFO = Path("/proc/self/mountinfo")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Space:
+class Space(Result):
     """A file system's room in bytes, as statvfs(3) gives it; `free_bytes` is what we may use."""
 
     total_bytes: int
@@ -31,7 +32,7 @@ class Space:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(Result):
     """A mounted file system: where, what device, which type, and whether it takes writes."""
 
     path: Path
@@ -41,7 +42,7 @@ class Mount:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(Result):
     """Bytes of a tree: `apparent_bytes` as `ls` says, `allocated_bytes` as blocks are billed.
 
     `skipped` counts what could not be read; the sums are lower bounds where it is not 0.
@@ -62,7 +63,7 @@ class Usage:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Place:
+class Place(Result):
     """One path as lstat(2) sees it: `kind` is directory, file, link, other or missing."""
 
     path: Path

@@ -16,6 +16,7 @@ from typing import Any
 
 from nescord_ops import agreement, chroma, inventory, legacy, places, store, volume
 from nescord_ops.inventory import ADOPTED
+from nescord_ops.show import Result
 from nescord_ops.snapshot import DATABASE
 from nescord_ops.stores import Stores
 
@@ -33,7 +34,7 @@ _APPLIED = (
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Waste:
+class Waste(Result):
     """What one word found: how many, the bytes that they hold, and the first few by name.
 
     `targets` are what its removal needs. A `problem` says why nothing of it may be removed.

@@ -6,8 +6,10 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +108,110 @@ def test_nbval_runs_every_notebook_with_its_defaults(demo: MakeDemo, tmp_path: P
     assert f"{count} passed" in done.stdout
 
 
-def test_plain_papermill_runs_a_notebook_unmodified(base_demo: Demo, tmp_path: Path) -> None:
-    command = [
-        *(sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "verify.ipynb")),
-        *(str(tmp_path / "out.ipynb"), "-p", "app_dir", str(base_demo.app_dir)),
-        *("-p", "depth", "quick", "--no-progress-bar"),
+@pytest.mark.parametrize("pair", [NOTEBOOKS[:2], NOTEBOOKS[2:4], NOTEBOOKS[4:]])
+def test_plain_papermill_runs_every_notebook_unmodified(
+    demo: MakeDemo, tmp_path: Path, pair: list[Path]
+) -> None:
+    app = demo().app_dir
+    # jupyterlab's rfc3987_syntax takes 3 s of each start, for checks that nobody makes
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "rfc3987_syntax.py").touch()
+    paths = [str(tmp_path / "path"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    running = {}
+    for path in pair:  # two at once: a test runs on two cores
+        command = [
+            *(sys.executable, "-m", "papermill", str(path), str(tmp_path / path.name)),
+            *("-p", "app_dir", str(app), "-p", "depth", "quick", "--no-progress-bar"),
+        ]
+        running[path] = subprocess.Popen(
+            command, env=environment, stderr=subprocess.PIPE, text=True
+        )
+    for path, process in running.items():
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said[-3000:]
+        assert "not have parameter" not in said, "papermill only warns of those"
+        assert MIME in (tmp_path / path.name).read_text("utf-8")
+
+
+Run = Callable[[str], tuple[dict[str, Any], list[str]]]
+
+
+@pytest.fixture(scope="module")
+def run(base_demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Return a function that runs code in a kernel as the lab's are: what it shows, its error."""
+    from jupyter_client.manager import start_new_kernel
+
+    app = tmp_path_factory.mktemp("lab") / "app"
+    shutil.copytree(base_demo.app_dir, app)
+    manager, client = start_new_kernel(
+        kernel_name="python3",
+        extra_arguments=["--IPKernelApp.extra_extensions=nescord_ops.errors"],
+        env={**os.environ, "NESCORD_OPS_APP_DIR": str(app)},
+        cwd=str(app.parent),
+    )
+
+    def execute(code: str) -> tuple[dict[str, Any], list[str]]:
+        shown: dict[str, Any] = {}
+        error: list[str] = []
+
+        def take(message: dict[str, Any]) -> None:
+            content = message["content"]
+            shown.update(content.get("data", {}))
+            error.extend(content.get("traceback", ()))
+
+        client.execute_interactive(code, output_hook=take, timeout=60)
+        return shown, error
+
+    yield execute
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
+@every_notebook
+def test_cells_run_in_any_order_that_makes_sense(run: Run, path: Path) -> None:
+    code = {cell["id"]: source(cell) for cell in cells(path, "code")}
+    run("%reset -f")
+    first = [
+        name for name in ("parameters", "settings", "take", "after", "verdict") if name in code
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert MIME in (tmp_path / "out.ipynb").read_text("utf-8")
+    rest = [name for name in code if name not in first]
+    # bottom to top once the verdict is there, then again from a changed parameter on
+    quick = re.sub(r'depth: str = "full"', 'depth: str = "quick"', code["parameters"])
+    for parameters in (quick, quick + "\nchroma_dir = chroma_dir or 'data/chromadb'"):
+        for name in [*first, *reversed(rest), "verdict"]:
+            shown, error = run(parameters if name == "parameters" else code[name])
+            assert error == [], name
+    assert MIME in shown
+
+
+def test_a_cell_that_is_run_too_early_says_what_to_run(run: Run) -> None:
+    run("%reset -f")
+    _, error = run("result = verify.run(settings)")
+    assert error == [
+        "NameError: name 'verify' is not defined",
+        "Try: run the cells above this one first: Run > Run All Above Selected Cell",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "hint"),
+    [
+        ("load(app_dir='/nowhere\\x1b[31m')", "SettingsError: the bot's", "set DATABASE_URL"),
+        ("raise ChecksFailed('Not safe.', 'restore')", "ChecksFailed: Not safe.", "restore"),
+        ("{}['\\x1b[31mx']", "KeyError: ", "%tb in a new cell shows where"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt", "run the cell again"),
+    ],
+)
+def test_an_error_is_a_message_and_a_hint(run: Run, code: str, message: str, hint: str) -> None:
+    run("from nescord_ops.settings import load\nfrom nescord_ops.errors import ChecksFailed")
+    _, error = run(code)
+    assert len(error) == 2
+    assert error[0].startswith(message)
+    assert error[1].startswith(f"Try: {hint}")
+    assert "\x1b" not in "".join(error)
+
+
+def test_the_traceback_is_there_for_who_asks(run: Run) -> None:
+    run("1 / 0")
+    assert any("Traceback" in line for line in run("%tb")[1])

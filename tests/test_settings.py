@@ -148,3 +148,16 @@ def test_a_nul_in_a_path_is_refused(tmp_path: Path) -> None:
         load(app_dir=tmp_path, chroma_dir="a\0b")
     with pytest.raises(SettingsError, match="NUL"):
         load(app_dir="a\0b")
+
+
+def test_the_env_file_can_be_named_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "other.env"
+    file.write_text("DATABASE_URL=sqlite:////srv/bot.db\n", "utf-8")
+    monkeypatch.setenv("NESCORD_OPS_ENV_FILE", str(file))
+    found = load(app_dir=tmp_path)
+    assert (found.env_file, found.database) == (file, Path("/srv/bot.db"))
+    monkeypatch.setenv("NESCORD_OPS_ENV_FILE", str(tmp_path / "gone.env"))
+    with pytest.raises(SettingsError, match="is not a file"):
+        load(app_dir=tmp_path)
