@@ -38,6 +38,7 @@ def page(content: Any, document: Mapping[str, Any]) -> str:
     resources = {"csp": CSP, "style": _style(), "page": seen}
     text, _ = _exporter().from_notebook_node(story, resources=resources)
     assert isinstance(text, str)
+    text = text.replace("<pre>", '<pre tabindex="0">')  # it may scroll: reached with the keyboard
     return show.dated(text, _made_at(document))
 
 
