@@ -21,6 +21,7 @@ from nescord_ops.figures import Table
 from nescord_ops.footprint import Component, Scan
 from nescord_ops.growth import Forecast, Growth, Notes
 from nescord_ops.prices import FILE_SYSTEM_RATIO, GB, PLANS
+from nescord_ops.results import Result
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import Snapshot, capture
 
@@ -33,7 +34,7 @@ Progress = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Room(show.Result):
+class Room(Result):
     """The volume from outside, in bytes, None for what is not known.
 
     `source` says who knows: the mount's file system, NESCORD_OPS_VOLUME_GB or nobody. Off a mount
@@ -48,7 +49,7 @@ class Room(show.Result):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Reclaimable(show.Result):
+class Reclaimable(Result):
     """Bytes that do not have to be there: how many they are, how many come back, and how."""
 
     label: str
@@ -58,7 +59,7 @@ class Reclaimable(show.Result):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Inside(show.Result):
+class Inside(Result):
     """What the copies say; None for what is not known.
 
     `problems` holds a reason under `database`, `chroma`, `notes` or `copy`.
@@ -135,7 +136,7 @@ class Capacity(Findings):
                 c.label if c.on_volume else f"{c.label} (not on the volume)",
                 show.amount(c.allocated_bytes, "bytes"),
                 show.amount(c.apparent_bytes, "bytes"),
-                c.files or "",
+                c.files or show.Amount("", ""),
                 f"{c.allocated_bytes / max(1, self.used_bytes):.1%}" if c.on_volume else "",
             )
             for c in self.components
@@ -223,6 +224,27 @@ def run(
         problems={**inside.problems, **problems},
     )
     return dataclasses.replace(found, checks=tuple(headroom.checks(found)))
+
+
+def outlook(settings: Settings, snapshot: Snapshot, now: datetime) -> tuple[Forecast | None, str]:
+    """Given a snapshot, return when the volume is full, or None and why that is not known.
+
+    As `run` does, but directories of deleted collections count as vectors. Raise
+    sqlite3.DatabaseError if the notes are damaged.
+    """
+    components = footprint.components(footprint.scan(settings), free_bytes=_headers(settings)[0])
+    room = _room(settings, components)
+    if room.free_bytes is None:
+        return None, headroom.NO_SIZE
+    inside = Inside()
+    if snapshot.database:
+        with database.open_copy(snapshot.database) as connection:
+            inside = Inside(notes=growth.read_notes(connection, now))
+    per_note = _bytes_per_note(components, inside.notes)
+    pace = _growth(settings, room.used_bytes, inside, per_note, now)
+    if isinstance(pace, str):
+        return None, pace
+    return growth.forecast(pace, room.free_bytes, now), ""
 
 
 def _headers(settings: Settings) -> tuple[dict[str, int], dict[str, str]]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from nescord_ops.errors import VolumeError
-from nescord_ops.show import Result
+from nescord_ops.results import Result
 
 DATABASE = "chroma.sqlite3"
 PICKLE = "index_metadata.pickle"

@@ -30,6 +30,7 @@ from nescord_ops.errors import (
 )
 from nescord_ops.prices import GUIDE_PRICE
 from nescord_ops.restore import UNTOUCHED
+from nescord_ops.results import Result
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import (
     Moved,
@@ -50,7 +51,7 @@ _MARGIN_BYTES = 16 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Item(show.Result):
+class Item(Result):
     """What one word found: `gives_bytes` would go back to the file system if it is `chosen`."""
 
     what: str

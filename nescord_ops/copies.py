@@ -21,6 +21,7 @@ from nescord_ops import __version__, remote, show, stream
 from nescord_ops.checks import Status, plain
 from nescord_ops.errors import OffsiteError
 from nescord_ops.remote import Remote
+from nescord_ops.results import Result
 from nescord_ops.snapshot import Progress, scratch
 from nescord_ops.stream import OTHER_HINT, DamagedError, Record
 
@@ -33,7 +34,7 @@ _ROOM_BYTES = 1 << 20  # for what is not the copy itself
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Copy(show.Result):
+class Copy(Result):
     """One off-site copy: a stream of `stream_bytes` with the files of `record`.
 
     `record` is None if the JSON cannot be read. `fault` says why it is not good. `checked_at` is

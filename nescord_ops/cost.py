@@ -29,6 +29,7 @@ from nescord_ops.prices import (
     Plan,
     Price,
 )
+from nescord_ops.results import Result
 from nescord_ops.settings import Settings
 
 MONTHS = 12
@@ -40,7 +41,7 @@ Depth = Literal["quick", "full"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Line(show.Result):
+class Line(Result):
     """One line of the bill."""
 
     label: str
@@ -50,7 +51,7 @@ class Line(show.Result):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Tier(show.Result):
+class Tier(Result):
     """One of the guide's examples: sizes in GB of 10^9 bytes, and what they come to a month."""
 
     database_gb: int
@@ -60,7 +61,7 @@ class Tier(show.Result):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Month(show.Result):
+class Month(Result):
     """The bill so many months from now; `low_usd` to `high_usd` holds 8 cases of 10."""
 
     month: int
@@ -73,7 +74,7 @@ class Month(show.Result):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class PlainCopies(show.Result):
+class PlainCopies(Result):
     """So many whole copies kept on the volume: what they add, and whether they fit (or None)."""
 
     count: int
@@ -353,7 +354,8 @@ def _generations(settings: Settings, price: Price) -> Iterator[Check]:
         return
     if kept.generations:
         usd = price.usd(kept.store_bytes)
-        text = f"{len(kept.generations)} generations cost {show.dollars(usd)} a month here "
+        text = f"{show.count(len(kept.generations), 'generation')} cost {show.dollars(usd)} a "
+        text += "month here "
         text += f"({show.size(kept.store_bytes)}), as plain copies "
         text += f"{show.dollars(price.usd(kept.plain_bytes))} ({show.size(kept.plain_bytes)})"
         yield ok("cost.generations", text, value=usd, unit="USD")
@@ -365,7 +367,7 @@ def _offsite(generations: tuple[inventory.Backup, ...]) -> Check:
     sizes = [
         b.evidence["offsite"]["stream_bytes"] for b in generations if b.evidence.get("offsite")
     ]
-    text = f"{len(sizes)} known copies off site"
+    text = show.count(len(sizes), "known copy", "known copies") + " off site"
     if not sizes:
         sizes = [generations[0].size_bytes]
         text = "a copy off site, before compression,"

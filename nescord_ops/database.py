@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import quote as percent
 
 from nescord_ops.errors import VolumeError
-from nescord_ops.show import Result
+from nescord_ops.results import Result
 
 MAGIC = b"SQLite format 3\0"
 HEADER_BYTES = 100

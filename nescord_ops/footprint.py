@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nescord_ops import chroma, database, legacy, volume
+from nescord_ops.results import Result
 from nescord_ops.settings import Settings
-from nescord_ops.show import Result
 from nescord_ops.volume import Usage
 
 SCAN_LIMIT = 200_000

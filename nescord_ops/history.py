@@ -18,7 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nescord_ops.show import Result, printable
+from nescord_ops.results import Result
+from nescord_ops.show import printable
 
 FILE_NAME = "history.sqlite3"
 APPLICATION_ID = 0x4E4F5053  # "NOPS", so that a file that is not ours is known

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from nescord_ops import show, volume
+from nescord_ops.results import Result
 
 _PROC = Path("/proc")
 _FLOCK = "hhqqi"  # struct flock of fcntl(2), 64 bit: type, whence, start, length, pid
@@ -25,7 +26,7 @@ _Targets = dict[tuple[int, int], Path]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Holder(show.Result):
+class Holder(Result):
     """A process and one of the files that it holds; pid 0 is one that cannot be seen from here."""
 
     pid: int
@@ -38,7 +39,7 @@ class Holder(show.Result):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Scan(show.Result):
+class Scan(Result):
     """Who holds the files, one entry a process, and which processes would not let us look.
 
     `complete` is False where there is no /proc: then only locks were asked for.

@@ -19,6 +19,7 @@ from nescord_ops.checks import Status, plain
 from nescord_ops.errors import BackupError, StoreError, VolumeError
 from nescord_ops.footprint import STORE
 from nescord_ops.prices import GUIDE_PRICE
+from nescord_ops.results import Result
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import DATABASE, Progress, Snapshot
 from nescord_ops.storefile import BUSY_SECONDS
@@ -34,7 +35,7 @@ _WRITING_SECONDS = 3600.0  # a journal older than this was left by a kill
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Backup(show.Result):
+class Backup(Result):
     """One backup: `kind` is generation, adopted (the bot's, taken into the store), pulled (from
     off site) or bot.
 
@@ -115,7 +116,7 @@ class Backup(show.Result):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Backups(show.Result):
+class Backups(Result):
     """All backups, newest first. `problem` says why the store could not be read, if it could not.
 
     `store_bytes` is what the store takes on its file system, however many generations share it.
@@ -195,7 +196,7 @@ class Backups(show.Result):
             for backup in self.backups
         ]
         text = self.problem or f"The store takes {show.size(self.store_bytes)}."
-        return show.table(columns, rows, caption=text)
+        return show.table(columns, rows, caption=text, css="backups")
 
 
 def listing(settings: Settings, *, looking: bool = False) -> Backups:

@@ -30,7 +30,7 @@ from typing import Any
 from nescord_ops import demo as demos
 from nescord_ops import report, settings
 from nescord_ops.errors import LabError
-from nescord_ops.show import Result
+from nescord_ops.results import Result
 
 DIRECTORY = Path("nescord-ops-lab")
 DEMO_DIRECTORY = Path("nescord-ops-lab-demo")

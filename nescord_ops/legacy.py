@@ -24,8 +24,8 @@ from pathlib import Path
 
 from nescord_ops import volume
 from nescord_ops.errors import BackupError, VolumeError
+from nescord_ops.results import Result
 from nescord_ops.settings import Settings
-from nescord_ops.show import Result
 from nescord_ops.snapshot import DATABASE, Snapshot, copy_stores
 
 CHROMA, MANIFEST = "chromadb_data", "manifest.json"

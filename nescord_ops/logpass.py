@@ -23,7 +23,7 @@ from nescord_ops.logline import (
     remembered,
     utc,
 )
-from nescord_ops.show import Result
+from nescord_ops.results import Result
 
 LINE_BYTES, TEXT_BYTES = 64 << 10, 4096
 GROUPS, HOURS, LOOPS = 1000, 10_000, 100

@@ -23,7 +23,7 @@ from typing import IO
 from nescord_ops.errors import VolumeError
 from nescord_ops.logline import SHOWN_CHARS, moment
 from nescord_ops.logpass import LINE_BYTES, RANKS, Loop, Reader, Record
-from nescord_ops.show import Result
+from nescord_ops.results import Result
 
 BLOCK_BYTES = 1 << 20
 

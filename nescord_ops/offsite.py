@@ -25,6 +25,7 @@ from nescord_ops.errors import BackupError, OffsiteError, VolumeError
 from nescord_ops.footprint import STORE
 from nescord_ops.inventory import ADOPTED, BOT, PULLED, Backup
 from nescord_ops.remote import Remote
+from nescord_ops.results import Listing
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import Progress
 from nescord_ops.storefile import sync
@@ -50,7 +51,7 @@ def listing(settings: Settings, url: str = "") -> tuple[Copy, ...]:
 
     Raise OffsiteError if the place cannot be read.
     """
-    return show.Listing(copies.every(remote.connect(url or settings.offsite_url)))
+    return Listing(copies.every(remote.connect(url or settings.offsite_url)))
 
 
 def push(

@@ -9,7 +9,7 @@ import dataclasses
 import math
 
 from nescord_ops.errors import SettingsError
-from nescord_ops.show import Result
+from nescord_ops.results import Result
 
 GB = 1_000_000_000
 GIB_PER_GB = 1024**3 / GB

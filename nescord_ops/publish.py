@@ -25,7 +25,7 @@ from typing import Any
 from nescord_ops import checks, history, render
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
-from nescord_ops.show import Result
+from nescord_ops.results import Result
 
 STAMP = re.compile(r"\d{8}T\d{6}Z(-\d+)?")
 _BUILDING = ".building-"
@@ -67,7 +67,7 @@ def write(building: Path, document: Mapping[str, Any], content: Any, seconds: fl
         for file, text in texts.items():
             # Half characters from the volume become escapes, which JSON reads back.
             file.write_bytes(text.encode("utf-8", "backslashreplace"))
-    seen = checks.headline(render.findings(document))
+    seen = checks.headline(render.findings(document), name)
     status = Status(document["status"])
     return Page(name, status, seen, html, notebook, sidecar, seconds)
 
@@ -133,7 +133,7 @@ def _adopt(target: Path, present: Sequence[str]) -> None:
         for file in sorted(target.joinpath(stamp).glob("*.json")):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 document = json.loads(file.read_text("utf-8"))
-                headline = checks.headline(render.findings(document))
+                headline = checks.headline(render.findings(document), file.stem)
                 documents.append(
                     (history.PageRow(file.stem, document["status"], headline), document)
                 )

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from nescord_ops import pages
 from nescord_ops.errors import StoreError
-from nescord_ops.show import Result
+from nescord_ops.results import Result
 from nescord_ops.storefile import (
     CHECK_HINT,
     Generation,

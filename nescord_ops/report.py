@@ -22,7 +22,8 @@ from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 from nescord_ops.kernel import Nursery
 from nescord_ops.publish import Page
-from nescord_ops.show import Result, printable
+from nescord_ops.results import Result
+from nescord_ops.show import printable
 
 if TYPE_CHECKING:
     from nescord_ops.runner import Executed, Kernels, Notebook

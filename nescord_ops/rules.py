@@ -17,8 +17,8 @@ from nescord_ops.checkout import ENVIRONMENT, Checkout
 from nescord_ops.checks import Status
 from nescord_ops.errors import SettingsError
 from nescord_ops.manifests import Row
+from nescord_ops.results import Result
 from nescord_ops.settings import SECRETS, SQLITE_PREFIX, opened_by_bot
-from nescord_ops.show import Result
 
 FAIL, WARN = Status.FAIL, Status.WARN
 DIMENSION = "768"

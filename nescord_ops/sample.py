@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from nescord_ops import chroma_build
+from nescord_ops.results import Result
 from nescord_ops.sample_schema import MIGRATIONS, SCHEMA, SEARCH
 from nescord_ops.sample_text import TOPICS, Topic
 from nescord_ops.settings import opened_by_bot
-from nescord_ops.show import Result
 
 EMBEDDING_MODEL = "models/text-embedding-004"
 SPAN = timedelta(days=240)

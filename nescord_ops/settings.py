@@ -11,12 +11,13 @@ import dataclasses
 import math
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nescord_ops.errors import SettingsError
-from nescord_ops.show import Result
+from nescord_ops.results import Result
 
 SECRETS = ("DISCORD_TOKEN", "OPENAI_API_KEY", "GEMINI_API_KEY")
 SHOWN = ("CHROMADB_", "DATABASE_URL", "EMBEDDING_DIMENSION", "NESCORD_OPS_", "RAILWAY_VOLUME_")
@@ -78,7 +79,7 @@ class Settings(Result):
             for name, value in self.to_dict().items()
             if name != "present"
         ]
-        table = show.table(("Setting", "Resolved to"), rows, css="settings")
+        table = show.table(("Setting", "Resolved to"), rows, css="settings", fold=False)
         return f"<details><summary>Settings: where this looked</summary>{table}</details>"
 
 
@@ -236,6 +237,25 @@ def _number(name: str, text: str) -> float:
             f"{name} is {text!r}, not a positive number", f"correct or unset {name}"
         )
     return number
+
+
+def command(places: Mapping[str, Any]) -> str:
+    """Given settings as a dictionary, return how `nescord-ops` is called for them from anywhere."""
+    app_dir, env_file = places.get("app_dir"), places.get("env_file")
+    words = ["nescord-ops"]
+    if not app_dir:
+        return words[0]
+    words += ["--app-dir", str(app_dir)]
+    if env_file and Path(env_file) != Path(app_dir, ".env"):
+        words += ["--env-file", str(env_file)]
+    try:
+        found = load(app_dir=app_dir, env_file=env_file).to_dict()
+    except SettingsError:
+        found = {}
+    if any(found.get(name) != places.get(name) for name in ("database", "chroma_dir")):
+        words += ["--database-url", str(places.get("database_url"))]
+        words += ["--chroma-dir", str(places.get("chroma_dir"))]
+    return shlex.join(words)
 
 
 def masked(url: str) -> str:

@@ -6,15 +6,12 @@ that is shown may come from the volume, so every string is escaped here.
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import html
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nescord_ops.checks import Check, Status
@@ -22,12 +19,9 @@ if TYPE_CHECKING:
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _NUMBER = ' class="number"'
-_T = TypeVar("_T")
-ITEMS = 50  # of a list that a result holds
-CELL_LETTERS = 1000
-LINE_LETTERS = 300
-# A word in a field's name, and the unit that it says.
-UNITS = {"bytes": "bytes", "usd": "USD", "seconds": "s", "days": "days"}
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d) UTC\b")
+_VERBATIM = re.compile(r"<(/?)(?:pre|code|time|style|title)\b")
+LONG, WIDE = 12, 4  # more rows are folded; more columns may have to be scrolled on a phone
 SYMBOLS = {"ok": "✓", "warn": "▲", "fail": "✕", "unknown": "?"}
 
 
@@ -35,6 +29,11 @@ def printable(text: str) -> str:
     """Given text from the volume, return it without ANSI, controls and half characters."""
     text = _CONTROL.sub("\ufffd", _ANSI.sub("", text))
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """Given a number and a noun, return both, the noun in the number that the number has."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def size(count: int | float | None) -> str:
@@ -96,13 +95,29 @@ def badge(status: Status | str, word: str = "") -> str:
 
 
 def table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "", css: str = ""
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    caption: str = "",
+    css: str = "",
+    fold: bool = True,
 ) -> str:
     """Given columns and rows, return an HTML table, every cell escaped.
 
-    A cell that is a `Markup` is taken as it is; numbers are aligned to the right.
+    A cell that is a `Markup` is taken as it is; numbers are aligned to the right. Of more than LONG
+    rows the first are shown and the others folded, unless `fold` is off.
     """
     cells = [[*row] for row in rows]
+    if not fold or len(cells) <= LONG:
+        return _table(columns, cells, caption, css)
+    shown, rest = cells[: LONG // 2], cells[LONG // 2 :]
+    more = f"<summary>{len(rest):,} more rows</summary>{_table(columns, rest, '', css)}"
+    return f"{_table(columns, shown, caption, css)}<details>{more}</details>"
+
+
+def _table(
+    columns: Sequence[str], cells: Sequence[Sequence[object]], caption: str, css: str
+) -> str:
     # a column of numbers has its heading above the numbers
     first = cells[0] if cells else [""] * len(columns)
     head = "".join(
@@ -111,8 +126,10 @@ def table(
     )
     body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in cells)
     title = f"<caption>{html.escape(printable(caption))}</caption>" if caption else ""
+    # a wide one scrolls on a phone, and must be reached with the keyboard then
+    wide = ' tabindex="0" role="group" aria-label="Table"' if len(columns) >= WIDE else ""
     return (
-        f'<div class="scroll"><table class="ops {html.escape(css)}">{title}'
+        f'<div class="scroll"{wide}><table class="ops {html.escape(css)}">{title}'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -164,143 +181,107 @@ def _cell(cell: object) -> str:
     if isinstance(cell, Markup):
         return f"<td>{cell}</td>"
     if isinstance(cell, Amount):
-        return f'<td{_NUMBER} title="{html.escape(cell.exact)}">{html.escape(cell)}</td>'
+        title = f' title="{html.escape(cell.exact)}"' if cell.exact else ""
+        return f"<td{_NUMBER}{title}>{html.escape(cell)}</td>"
     css = _NUMBER if _is_number(cell) else ""
     text = f"{cell:,}" if isinstance(cell, int) else printable(str("" if cell is None else cell))
     return f"<td{css}>{html.escape(text)}</td>"
 
 
 def checks_table(title: str, status: Status, checks: Iterable[Check]) -> str:
-    """Return the checks as HTML: worst first, what was seen, and what to do."""
-    order = ("fail", "unknown", "warn", "ok")
-    ranked = sorted(checks, key=lambda c: (order.index(c.status), c.expected))
+    """Return the checks as HTML, worst first: what was seen, what to do; good ones folded."""
+    ranked = _ranked(checks)
+    bad = [check for check in ranked if not (check.status == "ok" or check.expected)]
+    good = [check for check in ranked if check not in bad]
+    heading = f"{badge(status)} <strong>{html.escape(printable(title))}</strong>"
+    if not bad:
+        return f"<details><summary>{heading}</summary>{checks_rows(good)}</details>"
+    table = f"<p>{heading}</p>{checks_rows(bad)}"
+    unseen = sum(check.expected for check in good)
+    words = [f"{len(good) - unseen} ok"] * (len(good) > unseen) + [f"{unseen} not checked"] * bool(
+        unseen
+    )
+    rest = f"<summary>{', '.join(words)}</summary>{checks_rows(good)}" if good else ""
+    return f"{table}<details>{rest}</details>" if good else table
+
+
+def checks_rows(checks: Iterable[Check]) -> str:
+    """Return a table of the checks, worst first; those that say the same are one row."""
     rows = [
         (
             Markup(badge(check.status, "not checked" if check.expected else "")),
-            Markup(f"<code>{html.escape(check.name)}</code>"),
+            Markup(_names(names)),
             Markup(
-                html.escape(check.summary)
+                exact(check)
                 + (f'<div class="hint">→ {html.escape(check.hint)}</div>' if check.hint else "")
             ),
         )
-        for check in ranked
+        for check, names in alike(_ranked(checks))
     ]
-    heading = f"<p>{badge(status)} <strong>{html.escape(printable(title))}</strong></p>"
-    return heading + table(("Status", "Check", "What was seen"), rows, css="checks")
+    return table(("Status", "Check", "What was seen"), rows, css="checks", fold=False)
 
 
-class Result:
-    """What every frozen result shows of itself to a person: its fields, humanised and escaped.
+def alike(checks: Iterable[Check]) -> list[tuple[Check, list[str]]]:
+    """Given checks, return the first of those that say the same with the names of all of them.
 
-    The base of the results that have no table of their own. HTML has the exact values in titles;
-    text is one short line. For programs there are the fields.
+    Where one cause keeps twenty checks from being made, they are one line. Only unknowns are taken
+    together: what was seen is a line each.
     """
-
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        shown = ((field.name, getattr(self, field.name)) for field in _fields(self))
-        parts = [f"{_words(name)} {_text(name, value)}" for name, value in shown if value]
-        return _cut(f"{type(self).__name__}: {', '.join(parts)}", LINE_LETTERS)
-
-    def _repr_html_(self) -> str:
-        return _fields_table(self)
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        return {"text/plain": _cut(str(self), CELL_LETTERS), "text/html": self._repr_html_()}
+    found: dict[object, tuple[Check, list[str]]] = {}
+    for check in checks:
+        alone = check.status != "unknown"
+        same = id(check) if alone else (check.summary, check.hint, check.expected)
+        found.setdefault(same, (check, []))[1].append(check.name)
+    return list(found.values())
 
 
-class Listing(tuple[_T, ...]):
-    """A tuple of results that a notebook shows as one table."""
-
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        return "\n".join(str(item) for item in self[:ITEMS]) or "none"
-
-    def _repr_html_(self) -> str:
-        return _items_table(self)
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        return {"text/plain": _cut(str(self), CELL_LETTERS), "text/html": self._repr_html_()}
+def exact(check: Check) -> str:
+    """A check's summary as HTML, the bytes or dollars that it judges with their exact value."""
+    text = html.escape(check.summary)
+    for value in (check.value, check.limit):
+        if check.unit in ("bytes", "USD") and isinstance(value, int | float):
+            short = html.escape(quantity(value, check.unit))
+            precise = f'<span title="{value:,} {check.unit}">{short}</span>'
+            text = re.sub(rf"(?<![\d.,$]){re.escape(short)}(?![\d%])", precise, text, count=1)
+    return text
 
 
-def _fields(result: Any) -> list[dataclasses.Field[Any]]:
-    return [field for field in dataclasses.fields(result) if field.repr]
+def dated(page: str, now: datetime) -> str:
+    """Given HTML, return it with `, 3 h ago` behind every time in UTC that its text names.
+
+    `now` is when the page was made. Code, and what is marked as a time already, stays as it is.
+    """
+    parts, within = re.split(r"(<[^>]*>)", page), 0
+    for place, part in enumerate(parts):
+        if part.startswith("<"):
+            verbatim = _VERBATIM.match(part)
+            within += (-1 if verbatim[1] else 1) if verbatim else 0
+        elif not within:
+            parts[place] = _TIME.sub(lambda seen: _ago(seen, now), part)
+    return "".join(parts)
 
 
-def _fields_table(result: Any, inside: bool = False) -> str:
-    rows = [
-        (_words(field.name), _shown(field.name, getattr(result, field.name), inside))
-        for field in _fields(result)
-    ]
-    return table(("", ""), rows, caption="" if inside else type(result).__name__, css="settings")
+def _ago(seen: re.Match[str], now: datetime) -> str:
+    try:
+        when = datetime.fromisoformat(f"{seen[1]}T{seen[2]}+00:00")
+    except ValueError:
+        return seen[0]
+    return f"{clock(when)}, {age((now - when).total_seconds())}"
 
 
-def _items_table(items: Sequence[Any]) -> str:
-    """One row an item, the first ITEMS of them; what an item holds itself is counted."""
-    names = [field.name for field in _fields(items[0])] if items else []
-    rows = [[_text(name, getattr(item, name)) for name in names] for item in items[:ITEMS]]
-    more = f"The first {ITEMS} of {len(items):,}" if len(items) > ITEMS else ""
-    return table([_words(name) for name in names] or [""], rows, caption=more)
+def clock(when: datetime) -> str:
+    """A time as HTML, in UTC to the minute."""
+    stamp = when.astimezone(UTC).isoformat(timespec="seconds")
+    return f'<time datetime="{stamp}">{moment(when)}</time>'
 
 
-def _shown(name: str, value: Any, inside: bool) -> object:
-    """Given a field, return a cell: nested results and lists as tables, one level deep."""
-    if isinstance(value, enum.Enum) and value.value in SYMBOLS:
-        return Markup(badge(value.value))
-    if inside:
-        return _text(name, value)
-    if _is_result(value):
-        return Markup(_fields_table(value, inside=True))
-    if isinstance(value, tuple | list) and value:
-        if all(_is_result(item) and type(item) is type(value[0]) for item in value):
-            return Markup(_items_table(value))
-        if not any(_is_result(item) or isinstance(item, tuple) for item in value):
-            return _cut(", ".join(str(_text("", item)) for item in value[:ITEMS]), CELL_LETTERS)
-    if isinstance(value, Mapping) and value:
-        pairs = [(str(key), _text("", item)) for key, item in [*value.items()][:ITEMS]]
-        return Markup(table(("", ""), pairs))
-    return _text(name, value)
+def _ranked(checks: Iterable[Check]) -> list[Check]:
+    order = ("fail", "unknown", "warn", "ok")
+    return sorted(checks, key=lambda check: (order.index(check.status), check.expected))
 
 
-def _text(name: str, value: Any) -> object:
-    """Given a field, return it as one cell: a number with its unit, a time, a count, short text."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, enum.Enum):
-        return str(value.value)
-    if isinstance(value, int | float):
-        if name == "mode":
-            return f"{value:o}" if isinstance(value, int) else value
-        if name in ("pid", "uid", "gid", "device"):
-            return str(value)
-        words = name.split("_")
-        unit = next((unit for word, unit in UNITS.items() if word in words), "")
-        return amount(value, unit) if unit or isinstance(value, float) else value
-    if isinstance(value, datetime):
-        return moment(value)
-    if isinstance(value, Mapping | tuple | list | set | frozenset):
-        return f"{len(value):,} of them" if value else "none"
-    if _is_result(value):
-        return _cut(str(value), CELL_LETTERS)
-    if isinstance(value, str | PurePath):
-        return _cut(str(value), CELL_LETTERS)
-    return type(value).__name__
-
-
-def _is_result(value: object) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
-def _words(name: str) -> str:
-    """Given a field's name, return its words without the unit, which the value has."""
-    words = [word for word in name.split("_") if word not in ("bytes", "seconds", "usd")]
-    return " ".join(words or [name]).capitalize()
-
-
-def _cut(text: str, letters: int) -> str:
-    text = printable(text)
-    return text if len(text) <= letters else f"{text[:letters]}…"
+def _names(names: Sequence[str]) -> str:
+    codes = [f"<code>{html.escape(printable(name))}</code>" for name in names]
+    if len(codes) == 1:
+        return codes[0]
+    return f"<details><summary>{len(codes)} checks</summary>{'<br>'.join(codes)}</details>"

@@ -35,8 +35,8 @@ from pathlib import Path
 
 from nescord_ops import chroma, database, volume
 from nescord_ops.errors import CaptureError, VolumeError
+from nescord_ops.results import Result
 from nescord_ops.settings import Settings
-from nescord_ops.show import Result
 
 DATABASE = "nescordbot.db"
 SCRATCH_PREFIX = "nescord-ops-scratch-"

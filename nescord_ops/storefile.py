@@ -23,7 +23,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from nescord_ops.errors import StoreError
-from nescord_ops.show import Result
+from nescord_ops.results import Result
 
 APPLICATION_ID = 0x4E4F5053  # "NOPS", in the file's header
 VERSION = 1

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nescord_ops.errors import VolumeError
-from nescord_ops.show import Result
+from nescord_ops.results import Result
 
 PROBE_PREFIX = ".nescord-ops-probe-"
 _MOUNTINFO = Path("/proc/self/mountinfo")

@@ -16,7 +16,7 @@ from typing import Any
 
 from nescord_ops import agreement, chroma, inventory, legacy, places, store, volume
 from nescord_ops.inventory import ADOPTED
-from nescord_ops.show import Result
+from nescord_ops.results import Result
 from nescord_ops.snapshot import DATABASE
 from nescord_ops.stores import Stores
 

@@ -21,7 +21,7 @@ from conftest import MakeDemo
 
 from nescord_ops import cli, lab, report
 from nescord_ops.errors import LabError
-from nescord_ops.show import Result
+from nescord_ops.results import Result
 
 NOTEBOOK = json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
 

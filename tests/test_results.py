@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from IPython.core.formatters import DisplayFormatter
 
-from nescord_ops import show
+from nescord_ops import results, show
 from nescord_ops.checks import Findings
 from nescord_ops.figures import Table
 from nescord_ops.settings import Settings
@@ -114,7 +114,7 @@ def test_the_list_of_what_is_no_result_names_no_stranger() -> None:
 def test_every_result_shows_itself_short_and_escaped(name: str) -> None:
     formats = bundle(filled(RESULTS[name]))
     shown = formats.get("text/html", formats.get("image/svg+xml"))
-    assert shown, "derive it from show.Result"
+    assert shown, "derive it from results.Result"
     text = formats["text/plain"]
     assert "\x1b" not in text
     if name == "figures.Figure":
@@ -140,9 +140,9 @@ def test_fields_are_humanised_and_the_exact_value_is_on_hover() -> None:
 def test_a_listing_is_a_table_of_its_items_and_still_a_tuple() -> None:
     from nescord_ops.volume import Usage
 
-    items = show.Listing(Usage(size, size, 1, 0) for size in range(1000, 1070))
+    items = results.Listing(Usage(size, size, 1, 0) for size in range(1000, 1070))
     assert items == tuple(items)
     shown = items._repr_html_()
-    assert shown.count("<tr>") == show.ITEMS + 1
+    assert shown.count("<tr>") == results.ITEMS + 1
     assert "The first 50 of 70" in shown
-    assert "<td></td>" not in show.Listing()._repr_html_()
+    assert "<td></td>" not in results.Listing()._repr_html_()
