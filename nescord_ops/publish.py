@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nescord_ops import checks, history, render
+from nescord_ops import checks, compare, history, render
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 
@@ -33,7 +33,7 @@ _ABANDONED_SECONDS = 86_400
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Page:
-    """One notebook's result: where it lies, what it came to, and how long it ran."""
+    """One notebook's result: where it lies, what it came to, how long it ran, what changed."""
 
     name: str
     status: Status
@@ -42,6 +42,12 @@ class Page:
     notebook: Path
     json: Path
     seconds: float
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def row(self) -> history.PageRow:
+        """What the history keeps of it."""
+        return _row(self.name, self.status, self.headline, self.changes)
 
     def moved(self, directory: Path) -> Page:
         """Return the page with its three files in another directory."""
@@ -68,7 +74,8 @@ def write(building: Path, document: Mapping[str, Any], content: Any, seconds: fl
             file.write_bytes(text.encode("utf-8", "backslashreplace"))
     seen = checks.headline(render.findings(document))
     status = Status(document["status"])
-    return Page(name, status, seen, html, notebook, sidecar, seconds)
+    changes = document.get("changes", {})
+    return Page(name, status, seen, html, notebook, sidecar, seconds, changes)
 
 
 def publish(
@@ -88,7 +95,7 @@ def publish(
         present = _present(target)
         _adopt(target, present)
         stamp = _free(began, present)
-        rows = tuple(history.PageRow(p.name, p.status.value, p.headline) for p, _ in results)
+        rows = tuple(page.row for page, _ in results)
         status = worst(page.status for page, _ in results)
         this = history.RunRow(stamp, began, status.value, demo, rows)
         history.record(target, this, [document for _, document in results])
@@ -126,20 +133,29 @@ def _present(target: Path) -> list[str]:
 
 def _adopt(target: Path, present: Sequence[str]) -> None:
     """Read runs that the history does not know back into it, from their JSON files."""
-    recorded = {row.stamp for row in history.runs(target)}
-    for stamp in sorted(set(present) - recorded):
+    recorded = {stamp for (stamp,) in history.select(target, "SELECT stamp FROM runs")}
+    for stamp in sorted(set(present) - recorded, key=_order):
         documents = []
         for file in sorted(target.joinpath(stamp).glob("*.json")):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 document = json.loads(file.read_text("utf-8"))
-                headline = checks.headline(render.findings(document))
-                documents.append(
-                    (history.PageRow(file.stem, document["status"], headline), document)
-                )
-        status = worst(Status(row.status) for row, _ in documents)
+                headline, status = checks.headline(render.findings(document)), document["status"]
+                changes = document.get("changes", {})
+                documents.append((_row(file.stem, Status(status), headline, changes), document))
+        worst_status = worst(Status(row.status) for row, _ in documents)
         began = datetime.strptime(stamp.partition("-")[0], "%Y%m%dT%H%M%S%z")
-        row = history.RunRow(stamp, began, status.value, False, tuple(r for r, _ in documents))
+        demo = any(document.get("demo") for _, document in documents)
+        pages = tuple(row for row, _ in documents)
+        row = history.RunRow(stamp, began, worst_status.value, demo, pages)
         history.record(target, row, [document for _, document in documents])
+
+
+def _row(name: str, status: Status, headline: str, changes: Mapping[str, Any]) -> history.PageRow:
+    previous = changes.get("previous") or ""
+    if previous:
+        previous = history.iso(datetime.fromisoformat(previous))
+    changed = compare.words(changes) if changes else ""
+    return history.PageRow(name, status.value, headline, previous, changed)
 
 
 def _free(began: datetime, present: Sequence[str]) -> str:
@@ -165,11 +181,14 @@ def worst(statuses: Iterable[Status]) -> Status:
 def building(target: Path) -> Iterator[Path]:
     """Yield a hidden directory in `target`; remove it unless it was renamed into place.
 
+    Runs that the history has lost are read back into it first: this run is compared with them.
     Raise ReportError if it cannot be made.
     """
     directory = target / f"{_BUILDING}{secrets.token_hex(8)}"
     with _refusals():
         directory.mkdir(parents=True)
+        with _locked(target):
+            _adopt(target, _present(target))
     try:
         yield directory
     finally:
