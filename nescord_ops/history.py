@@ -45,7 +45,8 @@ _SURROUNDINGS = {
 class PageRow:
     """One notebook's verdict in one run, and in words what changed since the run at `previous`.
 
-    `previous` is ISO 8601 UTC, empty where there was none.
+    `previous` is ISO 8601 UTC, empty where there was none. `standing`: a check fails, or did when
+    it was last looked at.
     """
 
     name: str
@@ -53,6 +54,7 @@ class PageRow:
     headline: str
     previous: str = ""
     changed: str = ""
+    standing: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,13 +96,15 @@ def runs(reports_dir: Path, *, since: datetime | None = None) -> list[RunRow]:
     volumes: dict[str, str] = {}
     query = """
         SELECT p.run, p.volume, p.name, p.status, p.headline, coalesce(c.previous, ''),
-          coalesce(c.changed, '')
+          coalesce(c.changed, ''), coalesce(c.standing, '{}') <> '{}'
         FROM pages p JOIN runs r ON r.stamp = p.run
         LEFT JOIN changes c ON c.run = p.run AND c.name = p.name
         WHERE r.generated_at >= :since ORDER BY p.rowid
     """
-    for stamp, volume, *page in select(reports_dir, query, asked):
-        found.setdefault(stamp, []).append(PageRow(*page))
+    for stamp, volume, *texts, standing in select(reports_dir, query, asked):
+        name, status, headline, previous, changed = texts
+        row = PageRow(name, status, headline, previous, changed, bool(standing))
+        found.setdefault(stamp, []).append(row)
         volumes[stamp] = volumes.get(stamp) or volume
     query = """
         SELECT stamp, generated_at, status, demo FROM runs WHERE generated_at >= :since
@@ -115,22 +119,30 @@ def runs(reports_dir: Path, *, since: datetime | None = None) -> list[RunRow]:
     ]
 
 
-def failures(
-    reports_dir: Path, name: str, volume: str, since: datetime
+def points(
+    reports_dir: Path, name: str, key: str, volume: str, since: datetime
 ) -> list[tuple[datetime, float | None]]:
-    """Given a notebook and a volume's key, return how many checks failed in each run.
+    """Given a notebook, a measurement's key and a volume's key, return a value for each run.
 
-    Oldest first; None where the run could not look.
+    Oldest first; None where the run did not measure it. Without a key the value is the number of
+    checks that fail, or did when they were last looked at; None where the notebook could not look.
     """
     query = """
-        SELECT r.generated_at, p.failed, p.status FROM pages p JOIN runs r ON r.stamp = p.run
+        SELECT r.generated_at, m.value, p.failed, p.status, c.standing
+        FROM pages p JOIN runs r ON r.stamp = p.run
+        LEFT JOIN changes c ON c.run = p.run AND c.name = p.name
+        LEFT JOIN measurements m ON m.run = p.run AND m.name = p.name AND m.key = ?
         WHERE p.name = ? AND p.volume = ? AND NOT r.demo AND r.generated_at >= ?
         ORDER BY r.generated_at, r.rowid
     """
-    return [
-        (datetime.fromisoformat(at), None if status == "unknown" else float(count))
-        for at, count, status in select(reports_dir, query, (name, volume, iso(since)))
-    ]
+    found: list[tuple[datetime, float | None]] = []
+    for at, value, failed, status, standing in select(
+        reports_dir, query, (key, name, volume, iso(since))
+    ):
+        if not key and status != "unknown":
+            value = float(failed if standing is None else len(json.loads(standing)))
+        found.append((datetime.fromisoformat(at), value))
+    return found
 
 
 def series(

@@ -18,11 +18,12 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from nescord_ops import checks, compare, history, render
+from nescord_ops import checks, compare, history, index, render
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 
@@ -70,12 +71,16 @@ def write(building: Path, document: Mapping[str, Any], content: Any, seconds: fl
     }
     with _refusals():
         for file, text in texts.items():
-            # Half characters from the volume become escapes, which JSON reads back.
-            file.write_bytes(text.encode("utf-8", "backslashreplace"))
+            _write(file, text)
     seen = checks.headline(render.findings(document))
     status = Status(document["status"])
     changes = document.get("changes", {})
     return Page(name, status, seen, html, notebook, sidecar, seconds, changes)
+
+
+def _write(file: Path, text: str) -> None:
+    """Write text; half characters from the volume become escapes, which JSON reads back."""
+    file.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def publish(
@@ -100,14 +105,23 @@ def publish(
         this = history.RunRow(stamp, began, status.value, demo, rows)
         history.record(target, this, [document for _, document in results])
         kept = sorted([stamp, *present], key=_order, reverse=True)[:keep]
-        recorded = {row.stamp: row for row in history.runs(target)}
-        index = building / "index.html"
-        shown = [recorded[name] for name in kept if name in recorded]
-        index.write_bytes(render.index(shown).encode("utf-8", "backslashreplace"))
-        index = index.rename(target / f"{_BUILDING}index-{stamp}")
+        oldest = min(began - timedelta(days=index.TREND_DAYS), _second(kept[-1]))
+        keeping = set(kept)
+        known = history.runs(target, since=oldest)
+        new, run_page = building / ".index", building / "index.html"
+        if not run_page.exists():
+            row = next((row for row in known if row.stamp == stamp), this)
+            _write(run_page, index.run_page(row))
+        links = {
+            row.stamp: _link(building if row.stamp == stamp else target / row.stamp, row)
+            for row in known
+            if row.stamp in keeping
+        }
+        _write(new, index.page(known, links, target))
+        new = new.rename(target / f"{_BUILDING}index-{stamp}")
         building.rename(target / stamp)
-        index.replace(target / "index.html")
-        for name in set(present) - set(kept):
+        new.replace(target / "index.html")
+        for name in set(present) - keeping:
             shutil.rmtree(target / name, ignore_errors=True)
     return stamp
 
@@ -143,7 +157,7 @@ def _adopt(target: Path, present: Sequence[str]) -> None:
                 changes = document.get("changes", {})
                 documents.append((_row(file.stem, Status(status), headline, changes), document))
         worst_status = worst(Status(row.status) for row, _ in documents)
-        began = datetime.strptime(stamp.partition("-")[0], "%Y%m%dT%H%M%S%z")
+        began = _second(stamp)
         demo = any(document.get("demo") for _, document in documents)
         pages = tuple(row for row, _ in documents)
         row = history.RunRow(stamp, began, worst_status.value, demo, pages)
@@ -158,6 +172,13 @@ def _row(name: str, status: Status, headline: str, changes: Mapping[str, Any]) -
     return history.PageRow(name, status.value, headline, previous, changed)
 
 
+def _link(directory: Path, row: history.RunRow) -> str:
+    """The link to a run: its own page, else its first notebook's; empty where it has none."""
+    if directory.joinpath("index.html").exists():
+        return f"{row.stamp}/index.html"
+    return next((f"{row.stamp}/{quote(page.name)}.html" for page in row.pages), "")
+
+
 def _free(began: datetime, present: Sequence[str]) -> str:
     """The run's stamp, with a suffix where a run of the same second exists."""
     stamp = f"{began:%Y%m%dT%H%M%SZ}"
@@ -168,6 +189,10 @@ def _free(began: datetime, present: Sequence[str]) -> str:
 def _order(stamp: str) -> tuple[str, int]:
     second, _, number = stamp.partition("-")
     return second, int(number or 1)
+
+
+def _second(stamp: str) -> datetime:
+    return datetime.strptime(stamp.partition("-")[0], "%Y%m%dT%H%M%S%z")
 
 
 def worst(statuses: Iterable[Status]) -> Status:
