@@ -83,11 +83,11 @@ def words(changes: Mapping[str, Any]) -> str:
     for names, one, many in (
         (changes["new"], "new failure", "new failures"),
         (changes["resolved"], "resolved", "resolved"),
-        (list(changes["unseen"]), "failed before, not looked at", "failed before, not looked at"),
+        (list(changes["unseen"]), "not looked at that failed", "not looked at that failed"),
     ):
         if names:
             said.append(f"{len(names)} {one if len(names) == 1 else many} ({_listed(names)})")
-    return "; ".join([*said, *_moved(changes["measures"])])
+    return ", ".join([*said, *_moved(changes["measures"])])
 
 
 def line(pages: Iterable[tuple[str, str, str]]) -> str:
@@ -198,7 +198,7 @@ def _measures(reports_dir: Path, stamp: str, document: Mapping[str, Any]) -> lis
             "key": key,
             "label": label,
             "before": int(before[key]) if unit in ("", "bytes") else before[key],
-            "now": now[key][0],
+            "now": int(now[key][0]) if unit in ("", "bytes") else now[key][0],
             "unit": unit,
         }
         for key, label, unit in MEASURES.get(document["name"], ())

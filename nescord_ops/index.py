@@ -31,7 +31,7 @@ TRENDS = (
     ("Size on the volume", "bytes", "capacity", "used_bytes"),
     ("Cost a month", "USD", "cost", "usd_per_month"),
     ("Failing checks", "", "verify", ""),
-    ("Age of the newest backup", "days", "verify", "backups.age"),
+    ("Newest backup's age", "days", "verify", "backups.age"),
 )
 
 
@@ -141,18 +141,22 @@ def _healthy_before(run: RunRow, runs: Sequence[RunRow]) -> RunRow | None:
 def months(runs: Iterable[RunRow], links: Mapping[str, str], anchor: str) -> list[dict[str, Any]]:
     """Given runs, return the months that have any, newest first, as weeks of days.
 
-    A day shows its worst status, and leads to its run, or to its runs in the listing.
+    A day shows its worst status, and leads to its run, or to its runs in the listing; what lies
+    outside the month, or after the last run, is None.
     """
     days: dict[date, list[RunRow]] = {}
     for run in runs:
         days.setdefault(run.generated_at.astimezone(UTC).date(), []).append(run)
+    last = max(days, default=date.min)
     wanted = sorted({(day.year, day.month) for day in days}, reverse=True)[:MONTHS]
     return [
         {
             "title": f"{calendar.month_name[month]} {year}",
             "weeks": [
                 [
-                    _day(day, days.get(day, []), links, anchor) if day.month == month else None
+                    _day(day, days.get(day, []), links, anchor)
+                    if day.month == month and day <= last
+                    else None
                     for day in week
                 ]
                 for week in calendar.Calendar().monthdatescalendar(year, month)
