@@ -414,7 +414,8 @@ def test_runs_of_one_second_keep_apart_and_old_ones_go(tmp_path: Path) -> None:
     assert foreign.is_dir()
     assert (tmp_path / "n.ipynb").exists()
     index = run.index.read_text()
-    assert index.index("-12/n.html") < index.index("-11/n.html") < index.index("-10/n.html")
+    assert index.index("-12/n.html") < index.index("-11/index.html") < index.index("-10/index.html")
+    assert (run.directory / "index.html").is_file()
     assert "220000Z-9/" not in index
     assert not list(out.glob(".*")), "nothing is left of the building"
 
@@ -427,7 +428,9 @@ def test_a_lost_history_is_read_back_from_the_runs(tmp_path: Path) -> None:
     second = report.run([name], out=tmp_path / "reports")
     recorded = [row.stamp for row in history.runs(tmp_path / "reports")]
     assert recorded == [second.directory.name, first.directory.name]
-    assert f"{first.directory.name}/n.html" in second.index.read_text()
+    assert f"{first.directory.name}/index.html" in second.index.read_text()
+    changes = second.pages[0].changes
+    assert changes["previous_run"] == first.directory.name, "read back before it is needed"
 
 
 @pytest.mark.usefixtures("quick")
