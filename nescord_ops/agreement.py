@@ -50,6 +50,7 @@ def lost(stores: Stores) -> Iterator[Check]:
         "notes",
         good="every synced note is in Chroma",
         bad=f"notes are marked synced and are not in Chroma, such as {example}",
+        one=f"note is marked synced and is not in Chroma: {example}",
         hint=f"{RESTORE_PROVEN}, or set their sync_status to 'pending'",
         severity=Status.FAIL,
     )
@@ -61,6 +62,7 @@ def lost(stores: Stores) -> Iterator[Check]:
         "notes",
         good="no note waits for its vector",
         bad="notes are not in Chroma yet: search by meaning does not find them",
+        one="note is not in Chroma yet: search by meaning does not find it",
         hint="look for sync errors in the log; the bot retries a failed note 3 times only",
     )
 
@@ -75,27 +77,30 @@ def deleted(stores: Stores) -> Iterator[Check]:
             "stores.deleted",
             LEAKED,
             "deleted notes are found by search",
+            "deleted note is found by search",
             "a known bug of the bot; with the bot stopped: nescord-ops clean deletions",
         ),
         (
             "stores.residue",
             RESIDUE,
             "test documents of the bot's own persistence check were left behind",
+            "test document of the bot's own persistence check was left behind",
             "harmless; with the bot stopped: nescord-ops clean residue",
         ),
         (
             "stores.foreign",
             f"NOT {_IS_NOTE} AND NOT {RESIDUE}",
             "records in Chroma are not the bot's",
+            "record in Chroma is not the bot's",
             "find out which other program writes to this Chroma directory",
         ),
     )
-    for name, kind, what, hint in kinds:
+    for name, kind, what, single, hint in kinds:
         query = f"FROM vec.embeddings e WHERE e.segment_id = ? AND {kind}"
         count = stores.count(f"SELECT count(*) {query}", mine.metadata_segment)
         example = stores.example(f"SELECT e.embedding_id {query}", mine.metadata_segment)
-        good, bad = f"no {what}", f"{what}, such as {example}"
-        yield none_of(name, count, "records", good=good, bad=bad, hint=hint)
+        good, bad, one = f"no {what}", f"{what}, such as {example}", f"{single}: {example}"
+        yield none_of(name, count, "records", good=good, bad=bad, one=one, hint=hint)
 
 
 def sync(stores: Stores) -> Iterator[Check]:
@@ -110,6 +115,7 @@ def sync(stores: Stores) -> Iterator[Check]:
         "rows",
         good="every row of sync_metadata belongs to its note",
         bad="rows of sync_metadata belong to no note, or to another one",
+        one="row of sync_metadata belongs to no note, or to another one",
         hint="harmless; with the bot stopped: nescord-ops clean sync",
     )
     hanging = stores.count(
@@ -129,7 +135,8 @@ def sync(stores: Stores) -> Iterator[Check]:
         hanging + behind,
         "notes",
         good="no sync was interrupted",
-        bad=f"syncs are open: {hanging:,} never ended, {behind:,} notes were edited since",
+        bad=f"syncs are open: {hanging:,} never ended, of {behind:,} the note was edited since",
+        one="sync is open: " + ("it never ended" if hanging else "its note was edited since"),
         hint="restart the bot, then see that this number falls",
     )
 
@@ -149,8 +156,9 @@ def stale(stores: Stores) -> Iterator[Check]:
         "stores.stale",
         old_text,
         "notes",
-        good=f"all {compared:,} notes in Chroma have their current text",
+        good=f"every note in Chroma has its current text ({compared:,})",
         bad=f"of {compared:,} notes were edited and Chroma kept the old text, such as {example}",
+        one=f"of {compared:,} notes was edited and Chroma kept the old text: {example}",
         hint="a known bug of the bot (it adds, never updates); with the bot stopped: nescord-ops "
         "clean stale, and it adds them anew",
     )
@@ -160,6 +168,7 @@ def stale(stores: Stores) -> Iterator[Check]:
         "notes",
         good="every embedding_hash is that of its note's text",
         bad="synced notes have an embedding_hash of another text",
+        one="synced note has an embedding_hash of another text",
         hint="the bot syncs them again by itself; if the number stays, its model has changed",
     )
 

@@ -88,7 +88,7 @@ class Pruned:
 
     def __str__(self) -> str:
         done = "to remove" if self.dry_run else "removed"
-        text = f"{len(self.removed)} generations {done}, {len(self.kept)} kept"
+        text = f"{show.count(len(self.removed), 'generation')} {done}, {len(self.kept)} kept"
         usd = show.dollars(self.usd_per_month)
         return f"{text}; {show.size(self.freed_bytes)} freed, {usd} a month"
 
@@ -99,7 +99,10 @@ class Pruned:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Created(Findings):
-    """What `create` or `adopt` did. `backup` is None in a dry run; `seconds` are the capture's."""
+    """What `create` or `adopt` did. `backup` is None in a dry run; `seconds` are the capture's.
+
+    `standing` is how the backups stand afterwards, None where that could not be looked at.
+    """
 
     name = "backup"
 
@@ -110,6 +113,7 @@ class Created(Findings):
     lock_seconds: float
     pruned: Pruned | None = None
     dry_run: bool = False
+    standing: freshness.Standing | None = None
 
 
 def create(
@@ -164,7 +168,8 @@ def create(
             checks.append(fail("backup.prune", str(error), error.hint))
     backup = find(settings, made) if made else None
     took = (copy.seconds, copy.lock_seconds)
-    return Created(settings, tuple(checks), backup, *took, pruned, dry_run)
+    standing = freshness.standing(settings)
+    return Created(settings, tuple(checks), backup, *took, pruned, dry_run, standing)
 
 
 def _check_keep(keep: int | None) -> None:
@@ -303,7 +308,7 @@ def prune(
         # a good one may turn out not to restore: the newest that did is never removed
         proven = next((backup for backup in good if backup.proven_at), None)
         removed = tuple(backup.id for backup in ours[last:] if backup is not proven)
-        say(f"removing {len(removed)} generations")
+        say(f"removing {show.count(len(removed), 'generation')}")
         freed = store.remove(opened, removed, dry_run=dry_run)
     kept = tuple(backup.id for backup in ours if backup.id not in removed)
     return Pruned(removed, kept, freed, prices.GUIDE_PRICE.usd(freed), dry_run)
@@ -384,4 +389,5 @@ def rehearse(settings: Settings, backup_id: str, progress: Progress | None = Non
 
 def review(settings: Settings, now: datetime | None = None) -> Checked:
     """Return what verify says of the backups, by itself; reads only."""
-    return Checked(settings, tuple(freshness.health(settings, now or datetime.now(UTC))))
+    checks = tuple(freshness.health(settings, now or datetime.now(UTC)))
+    return Checked(settings, checks, freshness.standing(settings))

@@ -225,6 +225,27 @@ def run(
     return dataclasses.replace(found, checks=tuple(headroom.checks(found)))
 
 
+def outlook(settings: Settings, snapshot: Snapshot, now: datetime) -> tuple[Forecast | None, str]:
+    """Given a snapshot, return when the volume is full, or None and why that is not known.
+
+    As `run` does, but directories of deleted collections count as vectors. Raise
+    sqlite3.DatabaseError if the notes are damaged.
+    """
+    components = footprint.components(footprint.scan(settings), free_bytes=_headers(settings)[0])
+    room = _room(settings, components)
+    if room.free_bytes is None:
+        return None, headroom.NO_SIZE
+    inside = Inside()
+    if snapshot.database:
+        with database.open_copy(snapshot.database) as connection:
+            inside = Inside(notes=growth.read_notes(connection, now))
+    per_note = _bytes_per_note(components, inside.notes)
+    pace = _growth(settings, room.used_bytes, inside, per_note, now)
+    if isinstance(pace, str):
+        return None, pace
+    return growth.forecast(pace, room.free_bytes, now), ""
+
+
 def _headers(settings: Settings) -> tuple[dict[str, int], dict[str, str]]:
     """Bytes of free pages in both live stores, and why a store cannot be read."""
     free: dict[str, int] = {}

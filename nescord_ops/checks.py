@@ -97,14 +97,15 @@ def none_of(
     good: str,
     bad: str,
     hint: str,
+    one: str = "",
     severity: Status = Status.WARN,
 ) -> Check:
     """Return a check of something that must not occur: ok at 0, else `severity`.
 
-    `bad` continues the sentence after the count.
+    `bad` continues the sentence after the count, `one` after a count of one.
     """
     if count:
-        summary = f"{count:,} {bad}"
+        summary = f"{count:,} {one if one and count == 1 else bad}"
         return Check(name, severity, summary, hint, value=count, unit=unit, limit=0)
     return Check(name, Status.OK, good, value=0, unit=unit, limit=0)
 
@@ -119,33 +120,107 @@ def verdict(checks: Iterable[Check]) -> Status:
     return next((status for status in order if status in seen), Status.UNKNOWN)
 
 
-def headline(checks: Iterable[Check]) -> str:
-    """Given checks, return the verdict in one sentence, then the counts.
+def headline(checks: Iterable[Check], name: str = "") -> str:
+    """Given checks and the capability's name, return the verdict in one sentence, then the counts.
 
-    Only what was looked at as far as it can be looked at here is called healthy: an expected
-    unknown with a hint could have been looked at. For `unknown` the first reason follows.
+    Only what was looked at as far as it can be looked at here is called good: an expected unknown
+    with a hint could have been looked at. Expected unknowns are *not checked*, others *could not
+    be checked*. For `unknown` the first reason follows.
     """
     checks = tuple(checks)
-    partial = any(check.expected and check.hint for check in checks)
-    opening = {
-        Status.OK: "Nothing wrong in what was looked at." if partial else "Healthy.",
-        Status.WARN: "Warnings in what was looked at." if partial else "Healthy, with warnings.",
-        Status.FAIL: "Not safe.",
-        Status.UNKNOWN: "Could not check.",
-    }[verdict(checks)]
-    count = Counter(check.status for check in checks)
-    words = {
-        Status.FAIL: "failed",
-        Status.UNKNOWN: "not checked",
-        Status.WARN: "warning" if count[Status.WARN] == 1 else "warnings",
-        Status.OK: "ok",
-    }
-    parts = [f"{count[status]} {word}" for status, word in words.items() if count[status]]
-    sentence = f"{opening} {', '.join(parts) or 'No checks were made'}."
+    status = verdict(checks)
+    count = Counter((check.status, check.expected) for check in checks)
+    warnings = count[Status.WARN, False]
+    parts = (
+        (count[Status.FAIL, False], "failed"),
+        (count[Status.UNKNOWN, False], "could not be checked"),
+        (warnings, "warning" if warnings == 1 else "warnings"),
+        (count[Status.UNKNOWN, True], "not checked"),
+        (count[Status.OK, False], "ok"),
+    )
+    said = ", ".join(f"{number} {word}" for number, word in parts if number)
+    sentence = f"{_opening(checks, name, status)} {said or 'No checks were made'}."
     reasons = [c.summary for c in checks if c.status is Status.UNKNOWN and not c.expected]
-    if verdict(checks) is Status.UNKNOWN and reasons:
+    if status is Status.UNKNOWN and reasons:
         sentence += f" {reasons[0]}"
     return sentence
+
+
+# The answer to each capability's question: ok, warn, fail, unknown.
+_ANSWERS = {
+    "": ("Healthy.", "Healthy, with warnings.", "Not safe.", "Could not check."),
+    "verify": (
+        "Your data is safe.",
+        "Your data is safe, with warnings.",
+        "Your data is not safe.",
+        "Whether your data is safe could not be checked.",
+    ),
+    "capacity": (
+        "There is room.",
+        "There is room, with warnings.",
+        "The volume is not in order.",
+        "Whether there is room could not be checked.",
+    ),
+    "cost": (
+        "The volume costs {}.",
+        "The volume costs {}, with warnings.",
+        "There is nothing to pay for.",
+        "What the volume costs could not be checked.",
+    ),
+    "backup": (
+        "The backups are sound.",
+        "The backups are sound, with warnings.",
+        "The backups are not in order.",
+        "Whether the data can be restored could not be checked.",
+    ),
+    "troubleshoot": (
+        "No known trouble was found.",
+        "A cause was found; no data is in danger.",
+        "A cause was found, and data is in danger.",
+        "Whether there is trouble could not be checked.",
+    ),
+    "deploy": (
+        "The deployment keeps the data.",
+        "The deployment keeps the data, with warnings.",
+        "The deployment loses data or does not work.",
+        "Whether the deployment keeps the data could not be checked.",
+    ),
+}
+# More than the verdict says: (capability, check, its status): the sentence.
+_TELLING = {
+    ("capacity", "capacity.free", Status.FAIL): "The volume is full.",
+    ("capacity", "capacity.forecast", Status.FAIL): "The volume will be full within two weeks.",
+    ("backup", "drill.restore", Status.OK): "The data can be restored: a drill has proven it.",
+    ("troubleshoot", "logs.loops", Status.WARN): "The bot starts again and again.",
+}
+
+
+def _opening(checks: Iterable[Check], name: str, status: Status) -> str:
+    """The verdict of a capability in one sentence."""
+    seen = {check.name: check for check in checks}
+    if any(check.expected and check.hint for check in seen.values()):
+        if status is Status.OK:
+            return "Nothing wrong in what was looked at."
+        if status is Status.WARN:
+            return "Warnings in what was looked at."
+    for (capability, check, wanted), sentence in _TELLING.items():
+        found = seen.get(check) if capability == name and status is wanted else None
+        if found and found.status is wanted:
+            return sentence
+    answers = _ANSWERS.get(name, _ANSWERS[""])
+    sentence = answers[(Status.OK, Status.WARN, Status.FAIL, Status.UNKNOWN).index(status)]
+    if name == "cost":
+        bill = seen.get("cost.now")
+        paid = bill.value if bill and isinstance(bill.value, int | float) else None
+        sentence = sentence.format(f"{show.dollars(paid)} a month")
+    if name == "verify" and status.exit_code == 0 and _volume_unseen(seen):
+        sentence = f"{sentence.replace('safe', 'sound')[:-1]}; no volume is here to compare with."
+    return sentence
+
+
+def _volume_unseen(seen: Mapping[str, Check]) -> bool:
+    """Whether it is not known if the data lies on a volume, and so survives a deploy."""
+    return "location.volume" in seen and seen["location.volume"].expected
 
 
 class Findings:
@@ -167,7 +242,7 @@ class Findings:
     @property
     def headline(self) -> str:
         """The verdict in one sentence."""
-        return headline(self.checks)
+        return headline(self.checks, self.name)
 
     @property
     def data(self) -> dict[str, Any]:

@@ -353,7 +353,8 @@ def _generations(settings: Settings, price: Price) -> Iterator[Check]:
         return
     if kept.generations:
         usd = price.usd(kept.store_bytes)
-        text = f"{len(kept.generations)} generations cost {show.dollars(usd)} a month here "
+        text = f"{show.count(len(kept.generations), 'generation')} cost {show.dollars(usd)} a "
+        text += "month here "
         text += f"({show.size(kept.store_bytes)}), as plain copies "
         text += f"{show.dollars(price.usd(kept.plain_bytes))} ({show.size(kept.plain_bytes)})"
         yield ok("cost.generations", text, value=usd, unit="USD")
@@ -365,7 +366,7 @@ def _offsite(generations: tuple[inventory.Backup, ...]) -> Check:
     sizes = [
         b.evidence["offsite"]["stream_bytes"] for b in generations if b.evidence.get("offsite")
     ]
-    text = f"{len(sizes)} known copies off site"
+    text = show.count(len(sizes), "known copy", "known copies") + " off site"
     if not sizes:
         sizes = [generations[0].size_bytes]
         text = "a copy off site, before compression,"

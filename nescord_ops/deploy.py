@@ -200,7 +200,7 @@ def _sunset(document: Row, days: int, *, replaced: bool) -> Check:
     details: dict[str, Any] = {"value": days, "unit": "days", "limit": 0}
     hint = f"railway config migrate --lang ts, or {WRITE}"
     if days > 0:
-        text = f"{file} is read for {days} days more, until {SUNSET}"
+        text = f"{file} is read for {show.count(days, 'day')} more, until {SUNSET}"
         if replaced:
             text += f"; {IAC} takes its place once the service is migrated"
             return ok(name, text, **details)

@@ -12,11 +12,10 @@ import shlex
 from collections.abc import Iterable, Mapping
 
 from nescord_ops import inventory, show
-from nescord_ops import settings as all_settings
 from nescord_ops.database import beside
 from nescord_ops.errors import OpsError
 from nescord_ops.inventory import Backup
-from nescord_ops.settings import SQLITE_PREFIX, Settings
+from nescord_ops.settings import SQLITE_PREFIX, Settings, command
 
 # With the bot stopped: what Chroma does not have is to be added again by the bot.
 _REQUEUE = (
@@ -46,7 +45,7 @@ def names(settings: Settings) -> dict[str, str]:
         stop = "# set the start command to `sleep infinity`, redeploy, then in `railway ssh`:"
         start = "# put the start command back and redeploy"
         restart = "railway redeploy  # on your own machine"
-    tool = command(settings)
+    tool = command(settings.to_dict())
     base = {"tool": tool, "stop": stop, "start": start, "restart": restart}
     newest, vectors = _backups(settings)
     requeue = shlex.join(
@@ -65,21 +64,6 @@ def names(settings: Settings) -> dict[str, str]:
         "data": shlex.quote(str(settings.database.parent)),
         "chroma": shlex.quote(str(settings.chroma_dir)),
     }
-
-
-def command(settings: Settings) -> str:
-    """Return how `nescord-ops` is called from anywhere for this installation."""
-    words = ["nescord-ops", "--app-dir", str(settings.app_dir)]
-    if settings.env_file and settings.env_file != settings.app_dir / ".env":
-        words += ["--env-file", str(settings.env_file)]
-    try:
-        found = all_settings.load(app_dir=settings.app_dir, env_file=settings.env_file)
-        same = (found.database, found.chroma_dir) == (settings.database, settings.chroma_dir)
-    except OpsError:
-        same = False
-    if not same:
-        words += ["--database-url", settings.database_url, "--chroma-dir", str(settings.chroma_dir)]
-    return shlex.join(words)
 
 
 def _backups(settings: Settings) -> tuple[Backup | None, Backup | None]:

@@ -6,11 +6,12 @@ check wrote beside the generation: verify never asks the network.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-from nescord_ops import volume
+from nescord_ops import show, volume
 from nescord_ops.checks import Check, Status, fail, none_of, ok, unknown, warn
 from nescord_ops.errors import BackupError
 from nescord_ops.inventory import Backup, Backups, listing
@@ -20,6 +21,42 @@ AGE_WARN_DAYS, AGE_FAIL_DAYS = 7, 30
 DRILL_WARN_DAYS = 30  # also of a copy off site
 _DRILL_LIMIT = timedelta(minutes=30)
 CREATE_HINT = "nescord-ops backup create --drill"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Standing:
+    """How the backups stand: how many of `kept` generations are good, and the newest of each kind.
+
+    The times are those at which the data was copied, None where there is no such backup; an
+    off-site copy counts as far as is known here. `store_bytes` is what the store takes.
+    """
+
+    good: int
+    kept: int
+    proven_id: str
+    proven_taken_at: datetime | None
+    offsite_taken_at: datetime | None
+    store_bytes: int
+
+
+def standing(settings: Settings) -> Standing | None:
+    """Return how the backups stand, None where they could not be looked at."""
+    try:
+        found = listing(settings, looking=True)
+    except BackupError:
+        return None
+    if found.problem:
+        return None
+    proven, ours = found.newest_proven, found.generations
+    copied = _copied(settings, ours)
+    return Standing(
+        good=len(found.good),
+        kept=len(ours),
+        proven_id=proven.id if proven else "",
+        proven_taken_at=proven.taken_at if proven else None,
+        offsite_taken_at=copied[0].taken_at if copied else None,
+        store_bytes=found.store_bytes,
+    )
 
 
 def health(settings: Settings, now: datetime) -> Iterator[Check]:
@@ -74,9 +111,9 @@ def _damage(ours: tuple[Backup, ...]) -> Check:
         "backups.damage",
         len(bad),
         "generations",
-        good=f"nothing is known against any of {len(ours)} generations",
-        bad=f"of {len(ours)} generations do not count: {bad[0].id if bad else ''} "
-        f"{bad[0].fault if bad else ''}",
+        good=f"nothing is known against any of {show.count(len(ours), 'generation')}",
+        bad=f"of {show.count(len(ours), 'generation')} {'does' if len(bad) == 1 else 'do'} not "
+        f"count: {bad[0].id if bad else ''} {bad[0].fault if bad else ''}",
         hint="nescord-ops backup check; good generations are not touched by the damage of others",
     )
 
@@ -85,7 +122,9 @@ def _count(found: Backups) -> Check:
     """How many good generations there are, against the `--keep` of the newest."""
     good, wanted = len(found.good), found.generations[0].evidence.get("keep")
     details = {"value": good, "unit": "generations", "limit": wanted}
-    text = f"{good} good generations" + (f", to keep {wanted}" if wanted else ", none pruned")
+    text = show.count(good, "good generation") + (
+        f", to keep {wanted}" if wanted else ", none pruned"
+    )
     if wanted and good > wanted + 1:
         hint = f"nescord-ops backup prune --keep {wanted}; see why the last one did not"
         return warn("backups.count", text, hint, **details)

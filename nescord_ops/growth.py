@@ -17,6 +17,8 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
+from nescord_ops import show
+
 WINDOW_DAYS = 90  # what is older says little about the pace of today
 MIN_DAYS = 14
 MIN_RUNS = 5  # measurements on different days
@@ -104,7 +106,9 @@ def from_notes(notes: Notes, bytes_per_note: float, used_bytes: int, now: dateti
     today = _midnight(now)
     first = min(notes.by_day[0][0], today)
     if (today - first).days < MIN_DAYS:
-        return f"the notes cover {(today - first).days} days, and {MIN_DAYS} are needed"
+        return (
+            f"the notes cover {show.count((today - first).days, 'day')}, and {MIN_DAYS} are needed"
+        )
     written: dict[datetime, int] = {}
     for day, count in notes.by_day:
         written[min(day, today)] = written.get(min(day, today), 0) + count
@@ -125,7 +129,8 @@ def from_history(series: Iterable[Point], used_bytes: int, now: datetime) -> Gro
     if len(points) == 1:
         return "no earlier report measured this volume"
     if len(points) < MIN_RUNS or days < MIN_DAYS:
-        return f"reports were made on {len(points)} days within {days} days, too few"
+        within = show.count(days, "day")
+        return f"reports were made on {len(points)} days within {within}, too few"
     return _fit("history", points, "the volume did not fill")
 
 
@@ -134,11 +139,11 @@ def _fit(source: str, points: Sequence[Point], nothing: str) -> Growth | str:
     start = points[-1][0] - timedelta(days=WINDOW_DAYS)
     recent = [point for point in points if point[0] >= start]
     if len(recent) < MIN_RUNS:
-        return f"only {len(recent)} reports were made in the last {WINDOW_DAYS} days"
+        return f"reports of the last {WINDOW_DAYS} days: {len(recent)}, too few"
     days = _days(recent[0], recent[-1])
     pace = (recent[-1][1] - recent[0][1]) / days
     if pace <= 0:
-        return f"{nothing} in the last {days:.0f} days"
+        return f"{nothing} in the last {show.count(round(days), 'day')}"
     steps = [(_days(a, b), b[1] - a[1]) for a, b in itertools.pairwise(recent)]
     variance = sum((grown - pace * step) ** 2 / step for step, grown in steps) / (len(steps) - 1)
     return Growth(source, recent[0][0], days, pace, variance, _thinned(points))

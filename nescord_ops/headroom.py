@@ -11,6 +11,7 @@ from nescord_ops.checks import Check, fail, none_of, ok, unknown, warn
 
 if TYPE_CHECKING:
     from nescord_ops.capacity import Capacity
+    from nescord_ops.growth import Forecast
 
 USED_WARN_RATIO, USED_FAIL_RATIO = 0.80, 0.95
 FREE_FAIL_BYTES = 20 << 20
@@ -133,27 +134,38 @@ def _dates(capacity: Capacity) -> Check:
         expected = capacity.depth == "quick"
         text = "the notes' dates were not read"
         return unknown("capacity.dates", text, FULL_DEPTH if expected else "", expected=expected)
+    rest = f"of {show.count(capacity.notes or 0, 'note')}"
     return none_of(
         "capacity.dates",
         capacity.undated_notes,
         "notes",
         good="every note has a date",
-        bad=f"of {capacity.notes:,} notes have no date, or one before Discord or in the future",
+        bad=f"{rest} have no date, or one before Discord or in the future",
+        one=f"{rest} has no date, or one before Discord or in the future",
         hint="they are left out of the growth: look at their created_at, and at the clock",
     )
 
 
 def _forecast(capacity: Capacity) -> Check:
-    """The day the volume is full: the likely one fails, the early one (1 in 10) warns."""
-    full, name = capacity.forecast, "capacity.forecast"
+    """The day the volume is full, as far as capacity knows it."""
+    name = "capacity.forecast"
+    if capacity.forecast is not None:
+        return forecast(name, capacity.forecast, "")
+    sized = capacity.free_bytes is not None
+    if not sized:
+        expected = capacity.settings.volume_mount is None
+        return unknown(name, f"no forecast: {NO_SIZE}", SIZE_HINT, expected=expected)
+    broken = capacity.depth == "full" and capacity.notes is None
+    return unknown(name, f"no forecast: {capacity.growth_unknown}", expected=not broken)
+
+
+def forecast(name: str, full: Forecast | None, reason: str) -> Check:
+    """Given a forecast, or why there is none, judge it: the likely day fails, the early one warns.
+
+    The early day is that of one case in ten.
+    """
     if full is None:
-        sized = capacity.free_bytes is not None
-        text = capacity.growth_unknown if sized else NO_SIZE
-        expected = capacity.settings.volume_mount is None or sized
-        if sized and capacity.depth == "full" and capacity.notes is None:
-            expected = False
-        hint = "" if sized else SIZE_HINT
-        return unknown(name, f"no forecast: {text}", hint, expected=expected)
+        return unknown(name, f"no forecast: {reason}")
     details = {"value": round(full.likely_days), "unit": "days", "limit": FULL_WARN_DAYS}
     text = f"full in {_days(full.likely_days)}, between {_days(full.early_days)} and "
     text += f"{_days(full.late_days)} in 8 of 10 cases"
@@ -171,7 +183,7 @@ def _days(days: float | None) -> str:
     """Days ahead as people say them."""
     if days is None or days > 3650:
         return "more than ten years"
-    return f"{days:,.0f} days" if days < 730 else f"{days / 365.25:.0f} years"
+    return show.count(round(days), "day") if days < 730 else f"{days / 365.25:.0f} years"
 
 
 def _reclaimable(capacity: Capacity) -> Check:
@@ -198,6 +210,7 @@ def _orphans(capacity: Capacity) -> Check:
         "directories",
         good="every index directory is in use",
         bad=f"index directories belong to no collection: {size}, dead and billed",
+        one=f"index directory belongs to no collection: {size}, dead and billed",
         hint="with the bot stopped: nescord-ops clean segments",
     )
 

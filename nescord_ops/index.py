@@ -26,6 +26,7 @@ MONTHS_OPEN, MONTHS = 3, 48  # of a calendar: unfolded, and at the most
 RUNS_LISTED = 1500
 VOLUMES = 12  # with a section of their own
 _RANK = (Status.FAIL, Status.UNKNOWN, Status.WARN, Status.OK)
+_SAID = {"fail": "failed", "unknown": "could not be checked", "warn": "warnings", "ok": ""}
 # What is drawn: label, unit, notebook and key in the history (none: its failed checks).
 TRENDS = (
     ("Size on the volume", "bytes", "capacity", "used_bytes"),
@@ -92,17 +93,15 @@ def newest(
     is also said when the same notebooks were healthy last.
     """
     status = Status(run.status)
-    openings: dict[str, list[str]] = {}
-    for each in run.pages:
-        if each.status == run.status:
-            openings.setdefault(each.headline.partition(".")[0], []).append(each.name)
-    word, names = next(iter(openings.items()), ("Could not check", []))
+    worst = [each for each in run.pages if each.status == run.status]
+    word = worst[0].headline.partition(". ")[0] if worst else "Could not check"
+    names = f"{_SAID[status]}: {', '.join(each.name for each in worst)}"
     healthy = _healthy_before(run, runs) if status.exit_code else None
     return {
         "status": status.value,
         "symbol": show.SYMBOLS[status],
-        "word": word,
-        "names": ", ".join(names),
+        "word": word.rstrip("."),
+        "names": names if worst and _SAID[status] else "",
         "iso": run.generated_at.isoformat(),
         "time": show.moment(run.generated_at),
         "demo": run.demo,

@@ -73,6 +73,7 @@ def strays(settings: Settings) -> Check:
         "files",
         good="no second database lies about",
         bad=f"other databases lie beside the one in use: {', '.join(map(str, found))}",
+        one=f"other database lies beside the one in use: {', '.join(map(str, found))}",
         hint="an earlier DATABASE_URL wrote there: look which one holds your notes; "
         "nescord-ops clean strays moves the others aside",
     )

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from nescord_ops import __version__, chroma, database, inventory, show, store, verify
 from nescord_ops.checks import Check, Findings, Status, fail, none_of, ok, unknown, warn
 from nescord_ops.errors import BackupError, OpsError
+from nescord_ops.freshness import Standing, standing
 from nescord_ops.inventory import BOT, BOTH, Backup
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import DATABASE, Progress, Snapshot, scratch
@@ -47,6 +48,7 @@ class Checked(Findings):
 
     settings: Settings
     checks: tuple[Check, ...]
+    standing: Standing | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -162,7 +164,7 @@ def check(
     if not checks:
         hint = "nescord-ops backup create --drill"
         checks.append(unknown("check.store", f"no backup in {settings.backup_dir}", hint))
-    return Checked(settings, tuple(checks))
+    return Checked(settings, tuple(checks), standing(settings))
 
 
 def _check_ours(
@@ -175,7 +177,8 @@ def _check_ours(
         )
     shared = [damage for damage in found if not damage.generation_id]
     if shared:
-        text = f"{len(shared)} problems with the store itself, the first: {shared[0].problem}"
+        problems = show.count(len(shared), "problem")
+        text = f"{problems} with the store itself, the first: {shared[0].problem}"
         hint = "pull a copy from off site, or begin a new store: move this one away"
         yield fail("check.store", text, hint, value=len(shared), unit="problems")
     for backup in ours:
@@ -296,6 +299,7 @@ def _compared(backup: Backup, copy: Snapshot) -> Iterator[Check]:
         good=f"{sum(c['count'] for c in seen['collections'].values()):,} ids and the rows of "
         f"{len(seen['rows'])} tables are those that were backed up",
         bad=f"differences to what was backed up: {'; '.join(wrong[:3])}",
+        one=f"difference to what was backed up: {'; '.join(wrong)}",
         hint="use another backup, and take a new one",
         severity=Status.FAIL,
     )

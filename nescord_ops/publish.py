@@ -72,7 +72,7 @@ def write(building: Path, document: Mapping[str, Any], content: Any, seconds: fl
     with _refusals():
         for file, text in texts.items():
             _write(file, text)
-    seen = checks.headline(render.findings(document))
+    seen = checks.headline(render.findings(document), name)
     status = Status(document["status"])
     changes = document.get("changes", {})
     return Page(name, status, seen, html, notebook, sidecar, seconds, changes)
@@ -153,9 +153,10 @@ def _adopt(target: Path, present: Sequence[str]) -> None:
         for file in sorted(target.joinpath(stamp).glob("*.json")):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 document = json.loads(file.read_text("utf-8"))
-                headline, status = checks.headline(render.findings(document)), document["status"]
+                headline = checks.headline(render.findings(document), file.stem)
                 changes = document.get("changes", {})
-                documents.append((_row(file.stem, Status(status), headline, changes), document))
+                page = _row(file.stem, Status(document["status"]), headline, changes)
+                documents.append((page, document))
         worst_status = worst(Status(row.status) for row, _ in documents)
         began = _second(stamp)
         demo = any(document.get("demo") for _, document in documents)

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nescord_ops import checks, show
+from nescord_ops import checks, firstscreen, settings, show
 from nescord_ops.checks import MIME, Check, Status
 
 CSP = (
@@ -32,10 +32,12 @@ TODO_LIMIT = 8
 
 def page(content: Any, document: Mapping[str, Any]) -> str:
     """Given an executed notebook and its JSON document, return the page."""
-    resources = {"csp": CSP, "style": style(), "page": _banner(document)}
-    text, _ = _exporter().from_notebook_node(_without_findings(content), resources=resources)
+    story = _without_findings(content)
+    seen = {**_banner(document), "title": _title(story) or document["name"], "parts": _parts(story)}
+    resources = {"csp": CSP, "style": style(), "page": seen}
+    text, _ = _exporter().from_notebook_node(story, resources=resources)
     assert isinstance(text, str)
-    return text
+    return show.dated(text, _made_at(document))
 
 
 def warm_up() -> None:
@@ -48,44 +50,149 @@ def warm_up() -> None:
     cells = [nbformat.v4.new_markdown_cell("-"), nbformat.v4.new_code_cell("1")]
     moment = datetime.now(UTC).isoformat(timespec="seconds")
     empty = {"name": "", "status": Status.UNKNOWN, "generated_at": moment, "tool_version": ""}
-    page(nbformat.v4.new_notebook(cells=cells), {**empty, "settings": {}, "checks": []})
+    page(nbformat.v4.new_notebook(cells=cells), {**empty, "settings": {}, "checks": [], "data": {}})
 
 
 def _banner(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands above the story: the verdict, what to do, and the table of all checks."""
+    """What stands above the story: the verdict, three numbers, what to do, and all checks."""
     seen = findings(document)
-    status = Status(document["status"])
-    title = checks.headline(seen)
-    word, _, counts = title.partition(". ")
-    ranked = [
-        check
-        for level in (Status.FAIL, Status.UNKNOWN, Status.WARN)
-        for check in seen
-        if check.status is level and not check.expected
-    ]
-    todo = [
-        {"badge": show.badge(check.status), "summary": check.summary, "hint": check.hint}
-        for check in ranked[:TODO_LIMIT]
-    ]
-    name = document["name"]
+    name, status = document["name"], Status(document["status"])
+    sentence, _, counts = checks.headline(seen, name).partition(". ")
+    now = _made_at(document)
     return {
         "name": name,
         "status": status.value,
         "symbol": show.SYMBOLS[status],
-        "word": word,
+        "word": f"{sentence}.",
         "counts": counts,
         "volume": document["settings"].get("database", ""),
-        "todo": todo,
-        "more": len(ranked) - len(todo),
-        "table": show.checks_table(title, status, seen),
-        "open": bool(status.exit_code),
+        "numbers": [
+            {"number": number, "symbol": show.SYMBOLS[number.status]}
+            for number in firstscreen.numbers(name, document["data"], seen, now)
+        ],
+        **_todo(document, seen),
+        **_changes(document, seen),
+        "table": show.checks_rows(seen) if seen else "",
         "total": len(seen),
         "generated_at": document["generated_at"],
-        "time": show.moment(datetime.fromisoformat(document["generated_at"])),
+        "time": show.moment(now),
         "json": _link(f"{name}.json"),
         "notebook": _link(f"{name}.ipynb"),
         "version": document["tool_version"],
     }
+
+
+def _made_at(document: Mapping[str, Any]) -> datetime:
+    """When a document was made, in UTC; a time without a zone is taken as UTC."""
+    made = datetime.fromisoformat(document["generated_at"])
+    return made.replace(tzinfo=made.tzinfo or UTC).astimezone(UTC)
+
+
+def _todo(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, Any]:
+    """What to do: the worst first, with a command each; what has the same cause is behind it."""
+    tool = settings.command(document["settings"])
+    levels = {
+        level: [check for check in seen if check.status is level and not check.expected]
+        for level in (Status.FAIL, Status.UNKNOWN, Status.WARN)
+    }
+    first = next((level for level in levels if levels[level]), None)
+    chosen = show.alike(levels[first]) if first else []
+    since = (document.get("changes") or {}).get("since") or {}
+    told: set[str] = set()
+    todo = []
+    for check, names in chosen[:TODO_LIMIT]:
+        command = firstscreen.command(check.hint, tool)
+        todo.append(
+            {
+                "badge": show.badge(check.status),
+                "summary": show.exact(check),
+                "hint": check.hint,
+                "command": "" if command in told else command,
+                "names": ", ".join(names),
+                "since": _since(since.get(check.name)),
+            }
+        )
+        told.add(command)
+    behind = [
+        {"title": _behind(level, len(found)), "table": show.checks_rows(found)}
+        for level, found in levels.items()
+        if found and level is not first
+    ]
+    remark, words = firstscreen.NEXT.get(document["name"], ("", ""))
+    next_command = f"{tool} {words}" if words else ""
+    if first is not None and document["name"] != "troubleshoot":
+        remark, next_command = "Causes, and their fixes as commands:", f"{tool} troubleshoot"
+    elif first is not None:
+        remark, next_command = "When it is done, look again:", f"{tool} verify"
+    return {
+        "todo": todo,
+        "more": len(chosen) - len(todo),
+        "behind": behind,
+        "remark": remark,
+        "next": "" if next_command in told else next_command,
+    }
+
+
+def _behind(level: Status, number: int) -> str:
+    """The title of what is folded behind the failures."""
+    if level is Status.WARN:
+        return show.count(number, "warning")
+    return f"{show.count(number, 'check')} that could not be made, as a rule for the same cause"
+
+
+def _since(text: object) -> str:
+    """A time of the history as the page says it; empty where it is none."""
+    try:
+        return show.moment(datetime.fromisoformat(str(text))) if text else ""
+    except (ValueError, OverflowError):
+        return ""
+
+
+def _changes(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, Any]:
+    """Since when it fails, and what is different from the run before; see the report's contract."""
+    changes = document.get("changes")
+    if not changes:
+        return {"changes": None, "since": ""}
+    failed = {check.name for check in seen if check.status is Status.FAIL}
+    times = (_since(at) for name, at in (changes.get("since") or {}).items() if name in failed)
+    since = min(filter(None, times), default="")
+    healthy, previous = _since(changes.get("last_healthy")), _since(changes.get("previous"))
+    said = ""
+    if failed and since:
+        said = f"Failing since {since}"
+        said += f"; last healthy run {healthy}." if healthy else "; no healthy run is known."
+    elif failed and not previous:
+        said = "Since when is not known: this is the first run that is kept."
+    rows = [
+        (
+            each["label"],
+            *(show.amount(each.get(key), each["unit"]) for key in ("before", "now")),
+            _difference(each),
+        )
+        for each in changes.get("measures") or ()
+    ]
+    return {
+        "since": said,
+        "changes": {
+            "previous": previous,
+            "link": _link("..", changes["previous_run"], f"{document['name']}.html")
+            if changes.get("previous_run")
+            else "",
+            "new": [*(changes.get("new") or ())],
+            "resolved": [*(changes.get("resolved") or ())],
+            "table": show.table(("", "Before", "Now", "Change"), rows) if rows else "",
+        },
+    }
+
+
+def _difference(measure: Mapping[str, Any]) -> show.Amount:
+    """How much a measure grew, with its sign."""
+    before, now = measure.get("before"), measure.get("now")
+    if before is None or now is None:
+        return show.amount(None, "")
+    change = show.amount(abs(now - before), measure["unit"])
+    sign = "+" if now > before else "−" if now < before else "±"
+    return show.Amount(f"{sign}{change}", f"{sign}{change.exact}")
 
 
 def findings(document: Mapping[str, Any]) -> list[Check]:
@@ -104,6 +211,28 @@ def _without_findings(content: Any) -> Any:
     if holders:
         holders[-1].metadata["shown_above"] = True
     return content
+
+
+def _title(story: Any) -> str:
+    """Take the title out of a notebook's first cell: it stands on top of the page."""
+    for cell in story.cells[:1]:
+        first, _, rest = cell.source.partition("\n")
+        if cell.cell_type == "markdown" and first.startswith("# "):
+            cell.source = rest.strip()
+            return str(first[2:].strip())
+    return ""
+
+
+def _parts(story: Any) -> list[dict[str, str]]:
+    """Mark the cells that begin a part of the story; return their titles for the contents."""
+    found: list[dict[str, str]] = []
+    for cell in story.cells:
+        heading = re.match(r"## (.+)", cell.source) if cell.cell_type == "markdown" else None
+        if heading:
+            cell.metadata["part"] = f"part-{len(found) + 1}"
+            title = re.sub(r"[`*]", "", heading[1]).strip()
+            found.append({"id": cell.metadata["part"], "title": title})
+    return found
 
 
 @cache

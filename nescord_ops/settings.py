@@ -11,6 +11,7 @@ import dataclasses
 import math
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,25 @@ def _number(name: str, text: str) -> float:
             f"{name} is {text!r}, not a positive number", f"correct or unset {name}"
         )
     return number
+
+
+def command(places: Mapping[str, Any]) -> str:
+    """Given settings as a dictionary, return how `nescord-ops` is called for them from anywhere."""
+    app_dir, env_file = places.get("app_dir"), places.get("env_file")
+    words = ["nescord-ops"]
+    if not app_dir:
+        return words[0]
+    words += ["--app-dir", str(app_dir)]
+    if env_file and Path(env_file) != Path(app_dir, ".env"):
+        words += ["--env-file", str(env_file)]
+    try:
+        found = load(app_dir=app_dir, env_file=env_file).to_dict()
+    except SettingsError:
+        found = {}
+    if any(found.get(name) != places.get(name) for name in ("database", "chroma_dir")):
+        words += ["--database-url", str(places.get("database_url"))]
+        words += ["--chroma-dir", str(places.get("chroma_dir"))]
+    return shlex.join(words)
 
 
 def masked(url: str) -> str:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _NUMBER = ' class="number"'
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d) UTC\b")
+_VERBATIM = re.compile(r"<(/?)(?:pre|code|time|style|title)\b")
+LONG, SHORT = 12, 3  # rows from which a table is folded, and those that stay when it is not
 SYMBOLS = {"ok": "✓", "warn": "▲", "fail": "✕", "unknown": "?"}
 
 
@@ -26,6 +29,11 @@ def printable(text: str) -> str:
     """Given text from the volume, return it without ANSI, controls and half characters."""
     text = _CONTROL.sub("\ufffd", _ANSI.sub("", text))
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """Given a number and a noun, return both, the noun in the number that the number has."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
 def size(count: int | float | None) -> str:
@@ -87,13 +95,29 @@ def badge(status: Status | str, word: str = "") -> str:
 
 
 def table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = "", css: str = ""
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    caption: str = "",
+    css: str = "",
+    fold: bool = True,
 ) -> str:
     """Given columns and rows, return an HTML table, every cell escaped.
 
-    A cell that is a `Markup` is taken as it is; numbers are aligned to the right.
+    A cell that is a `Markup` is taken as it is; numbers are aligned to the right. Of more than LONG
+    rows the first are shown and the others folded, unless `fold` is off.
     """
     cells = [[*row] for row in rows]
+    if not fold or len(cells) <= LONG:
+        return _table(columns, cells, caption, css)
+    shown, rest = cells[: LONG // 2], cells[LONG // 2 :]
+    more = f"<summary>{len(rest):,} more rows</summary>{_table(columns, rest, '', css)}"
+    return f"{_table(columns, shown, caption, css)}<details>{more}</details>"
+
+
+def _table(
+    columns: Sequence[str], cells: Sequence[Sequence[object]], caption: str, css: str
+) -> str:
     # a column of numbers has its heading above the numbers
     first = cells[0] if cells else [""] * len(columns)
     head = "".join(
@@ -102,8 +126,10 @@ def table(
     )
     body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in cells)
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    # a wide one scrolls on a phone, and must be reached with the keyboard then
+    wide = ' tabindex="0" role="group" aria-label="Table"' if len(columns) > SHORT else ""
     return (
-        f'<div class="scroll"><table class="ops {html.escape(css)}">{title}'
+        f'<div class="scroll"{wide}><table class="ops {html.escape(css)}">{title}'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -165,19 +191,98 @@ def _cell(cell: object) -> str:
 
 
 def checks_table(title: str, status: Status, checks: Iterable[Check]) -> str:
-    """Return the checks as HTML: worst first, what was seen, and what to do."""
-    order = ("fail", "unknown", "warn", "ok")
-    ranked = sorted(checks, key=lambda c: (order.index(c.status), c.expected))
+    """Return the checks as HTML, worst first: what was seen, what to do; good ones folded."""
+    ranked = _ranked(checks)
+    bad = [check for check in ranked if not (check.status == "ok" or check.expected)]
+    good = [check for check in ranked if check not in bad]
+    parts = [f"<p>{badge(status)} <strong>{html.escape(title)}</strong></p>"]
+    if bad:
+        parts.append(checks_rows(bad))
+    if len(good) > SHORT or (bad and good):
+        words = f"{count(len(good), 'check')} in which nothing is wrong"
+        parts.append(f"<details><summary>{words}</summary>{checks_rows(good)}</details>")
+    elif good:
+        parts.append(checks_rows(good))
+    return "".join(parts)
+
+
+def checks_rows(checks: Iterable[Check]) -> str:
+    """Return a table of the checks, worst first; those that say the same are one row."""
     rows = [
         (
             Markup(badge(check.status, "not checked" if check.expected else "")),
-            Markup(f"<code>{html.escape(check.name)}</code>"),
+            Markup(_names(names)),
             Markup(
-                html.escape(check.summary)
+                exact(check)
                 + (f'<div class="hint">→ {html.escape(check.hint)}</div>' if check.hint else "")
             ),
         )
-        for check in ranked
+        for check, names in alike(_ranked(checks))
     ]
-    heading = f"<p>{badge(status)} <strong>{html.escape(title)}</strong></p>"
-    return heading + table(("Status", "Check", "What was seen"), rows, css="checks")
+    return table(("Status", "Check", "What was seen"), rows, css="checks", fold=False)
+
+
+def alike(checks: Iterable[Check]) -> list[tuple[Check, list[str]]]:
+    """Given checks, return the first of those that say the same with the names of all of them.
+
+    Where one cause keeps twenty checks from being made, they are one line. Only unknowns are taken
+    together: what was seen is a line each.
+    """
+    found: dict[object, tuple[Check, list[str]]] = {}
+    for check in checks:
+        alone = check.status != "unknown"
+        same = id(check) if alone else (check.summary, check.hint, check.expected)
+        found.setdefault(same, (check, []))[1].append(check.name)
+    return list(found.values())
+
+
+def exact(check: Check) -> str:
+    """A check's summary as HTML, the bytes or dollars that it judges with their exact value."""
+    text = html.escape(check.summary)
+    for value in (check.value, check.limit):
+        if check.unit in ("bytes", "USD") and isinstance(value, int | float):
+            short = html.escape(quantity(value, check.unit))
+            precise = f'<span title="{value:,} {check.unit}">{short}</span>'
+            text = re.sub(rf"(?<![\d.,$]){re.escape(short)}(?![\d%])", precise, text, count=1)
+    return text
+
+
+def dated(page: str, now: datetime) -> str:
+    """Given HTML, return it with `, 3 h ago` behind every time in UTC that its text names.
+
+    `now` is when the page was made. Code, and what is marked as a time already, stays as it is.
+    """
+    parts, within = re.split(r"(<[^>]*>)", page), 0
+    for place, part in enumerate(parts):
+        if part.startswith("<"):
+            verbatim = _VERBATIM.match(part)
+            within += (-1 if verbatim[1] else 1) if verbatim else 0
+        elif not within:
+            parts[place] = _TIME.sub(lambda seen: _ago(seen, now), part)
+    return "".join(parts)
+
+
+def _ago(seen: re.Match[str], now: datetime) -> str:
+    try:
+        when = datetime.fromisoformat(f"{seen[1]}T{seen[2]}+00:00")
+    except ValueError:
+        return seen[0]
+    return f"{clock(when)}, {age((now - when).total_seconds())}"
+
+
+def clock(when: datetime) -> str:
+    """A time as HTML, in UTC to the minute."""
+    stamp = when.astimezone(UTC).isoformat(timespec="seconds")
+    return f'<time datetime="{stamp}">{moment(when)}</time>'
+
+
+def _ranked(checks: Iterable[Check]) -> list[Check]:
+    order = ("fail", "unknown", "warn", "ok")
+    return sorted(checks, key=lambda check: (order.index(check.status), check.expected))
+
+
+def _names(names: Sequence[str]) -> str:
+    codes = [f"<code>{html.escape(name)}</code>" for name in names]
+    if len(codes) == 1:
+        return codes[0]
+    return f"<details><summary>{len(codes)} checks</summary>{'<br>'.join(codes)}</details>"

@@ -37,6 +37,7 @@ def foreign_keys(path: Path) -> Iterator[Check]:
         "rows",
         good="every reference points at a row",
         bad=f"rows point at rows that are gone: {where}",
+        one=f"row points at one that is gone: {where}",
         hint="harmless, as the bot never switches foreign keys on; delete them at leisure",
     )
 
@@ -69,6 +70,7 @@ def _integrity(name: str, wrong: list[str]) -> Check:
         "problems",
         good="integrity_check found nothing wrong",
         bad=f"complaints of integrity_check, the first: {wrong[0] if wrong else ''}",
+        one=f"complaint of integrity_check: {wrong[0] if wrong else ''}",
         hint=f"{RESTORE}; do not VACUUM the damaged file",
         severity=Status.FAIL,
     )
@@ -88,7 +90,7 @@ def collection(stores: Stores) -> Iterator[Check]:
     records = stores.count(
         "SELECT count(*) FROM vec.embeddings WHERE segment_id = ?", mine.metadata_segment
     )
-    seen = f"{settings.collection} has {records:,} records"
+    seen = f"{settings.collection} has {show.count(records, 'record')}"
     yield ok("chroma.collection", seen, value=records, unit="records")
     if mine.dimension in (None, settings.dimension):
         fixed = f"{mine.dimension} as the bot's" if mine.dimension else "not fixed: no vector yet"
@@ -175,6 +177,7 @@ def vectors(stores: Stores) -> Iterator[Check]:
         "records",
         good="every record has its vector",
         bad=f"records have no vector, so search misses them (count() is right), such as {example}",
+        one=f"record has no vector, so search misses it (count() is right): {example}",
         hint=f"{RESTORE}; the documents themselves are still there",
         severity=Status.FAIL,
     )
@@ -238,6 +241,8 @@ def orphans(stores: Stores) -> Iterator[Check]:
         good="every index directory belongs to a collection",
         bad="index directories belong to no collection and take "
         f"{show.size(size)}: {', '.join(d.name for d in found[:3])}",
+        one=f"index directory belongs to no collection and takes {show.size(size)}: "
+        f"{', '.join(d.name for d in found)}",
         hint="dead weight; with the bot stopped: nescord-ops clean segments",
     )
 

@@ -36,6 +36,7 @@ DEEP = (
     *("stores.sync", "stores.interrupted", "stores.stale", "stores.hashes"),
     *("chroma.roundtrip", "chroma.search"),
 )
+OUTLOOK = "access.forecast"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class Verification(Findings):
     """What verify found. `tables` are the bot's tables with rows and bytes (full depth only).
 
     `capture_seconds` is the time to copy both stores, `lock_seconds` how long Chroma's writers
-    waited for it; both None where nothing was captured.
+    waited for it; both None where nothing was captured. `standing` is how the backups stand, None
+    where that could not be looked at.
     """
 
     name = "verify"
@@ -54,6 +56,7 @@ class Verification(Findings):
     tables: tuple[database.Table, ...] = ()
     capture_seconds: float | None = None
     lock_seconds: float | None = None
+    standing: freshness.Standing | None = None
 
     def tables_by_size(self) -> show.Html:
         """Return the bot's tables with rows and bytes, largest first."""
@@ -78,25 +81,29 @@ def run(
         raise SettingsError(f"depth is {depth!r}", "use quick or full")
     now = now or datetime.now(UTC)
     checks = [*_shallow(settings, now)]
+    standing = freshness.standing(settings)
     if depth == "quick":
         why = "not looked at in quick depth"
-        checks += [unknown(n, why, "nescord-ops verify --depth full", expected=True) for n in DEEP]
-        return Verification(settings, _with_command(checks, settings), "quick")
+        hint = "nescord-ops verify --depth full"
+        checks += [unknown(n, why, hint, expected=True) for n in (OUTLOOK, *DEEP)]
+        return Verification(settings, _with_command(checks, settings), "quick", standing=standing)
     try:
         with capture(settings, progress) as snapshot:
             checks += _capture_checks(snapshot)
             checks += examine(snapshot, settings, round_trip=True)
             checks += _not_reached(checks)
+            checks.append(_outlook(snapshot, settings, now))
             tables = _tables(snapshot)
             return Verification(
                 *(settings, _with_command(checks, settings), "full", tables),
                 capture_seconds=snapshot.seconds,
                 lock_seconds=snapshot.lock_seconds,
+                standing=standing,
             )
     except CaptureError as error:
         checks.append(unknown("capture.moment", str(error), error.hint))
         checks += _not_reached(checks)
-    return Verification(settings, _with_command(checks, settings), "full")
+    return Verification(settings, _with_command(checks, settings), "full", standing=standing)
 
 
 def _with_command(checks: list[Check], settings: Settings) -> tuple[Check, ...]:
@@ -225,6 +232,21 @@ def _missing(name: str, snapshot: Snapshot, path: Path) -> Check:
     return fail(f"{name}.integrity", reason, f"check the settings; else {RESTORE_PROVEN}")
 
 
+def _outlook(snapshot: Snapshot, settings: Settings, now: datetime) -> Check:
+    """When the volume is full, as capacity judges it; not known is no fault of the data's."""
+    from nescord_ops import capacity, headroom
+
+    try:
+        found = capacity.outlook(settings, snapshot, now)
+    except (sqlite3.DatabaseError, OSError) as error:
+        text = f"no forecast: the notes' dates could not be read: {show.printable(str(error))}"
+        return unknown(OUTLOOK, text, expected=True)
+    check = headroom.forecast(OUTLOOK, *found)
+    if check.status is Status.UNKNOWN:
+        return unknown(OUTLOOK, check.summary, expected=True)
+    return check
+
+
 def _tables(snapshot: Snapshot) -> tuple[database.Table, ...]:
     if not snapshot.database:
         return ()
@@ -304,7 +326,7 @@ def _schema(path: Path) -> Iterator[Check]:
     gaps = [str(version) for version in database.MIGRATIONS if version not in recorded]
     if gaps:
         hint = "start the bot once: it migrates by itself; else look for the error in its log"
-        text = f"migrations {', '.join(gaps)} are not recorded"
+        text = f"{'migration' if len(gaps) == 1 else 'migrations'} {', '.join(gaps)} not recorded"
         yield warn("database.migrations", text, hint, value=len(gaps), unit="migrations")
     else:
         yield ok("database.migrations", f"migrations 1 to {max(recorded)} are recorded")

@@ -346,8 +346,8 @@ def test_on_railway_an_off_volume_database_is_backed_up_before_the_redeploy(
 def test_settings_given_by_hand_are_in_the_commands(demo: MakeDemo) -> None:
     made = demo()
     given = settings.load(app_dir=made.app_dir, chroma_dir="/elsewhere/chromadb")
-    assert "--chroma-dir /elsewhere/chromadb" in fixes.command(given)
-    assert fixes.command(settings.load(app_dir=made.app_dir)) == (
+    assert "--chroma-dir /elsewhere/chromadb" in settings.command(given.to_dict())
+    assert settings.command(settings.load(app_dir=made.app_dir).to_dict()) == (
         f"nescord-ops --app-dir {made.app_dir}"
     )
 
