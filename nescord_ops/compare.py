@@ -28,7 +28,6 @@ MEASURES = {
     ),
     "capacity": (
         ("used_bytes", "on the volume", "bytes"),
-        ("free_bytes", "free", "bytes"),
         ("reclaimable_bytes", "reclaimable", "bytes"),
         ("notes", "notes", ""),
     ),
