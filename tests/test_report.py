@@ -434,6 +434,28 @@ def test_a_lost_history_is_read_back_from_the_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_notebook_that_shows_nothing_is_a_run_of_its_volume_none_the_less(
+    demo: MakeDemo, tmp_path: Path
+) -> None:
+    name = make(tmp_path / "n.ipynb", "1", parameters='app_dir: str = ""')
+    options = {"app_dir": str(demo().app_dir)}
+    run = report.run([name], out=tmp_path / "reports", options=options, now=NOW)
+    database = str(tmp_path / "app" / "data" / "nescordbot.db")
+    assert page(run, "n")[1]["settings"] == {"database": database}
+    assert [row.volume for row in history.runs(tmp_path / "reports")] == [database]
+    assert f"<code>{database}</code>" in run.index.read_text()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_sample_stays_one_when_the_history_is_lost(tmp_path: Path) -> None:
+    name = make(tmp_path / "n.ipynb", "1")
+    report.run([name], out=tmp_path / "reports", now=NOW, demo=True)
+    (tmp_path / "reports" / history.FILE_NAME).unlink()
+    report.run([name], out=tmp_path / "reports")
+    assert [row.demo for row in history.runs(tmp_path / "reports")] == [False, True]
+
+
+@pytest.mark.usefixtures("quick")
 def test_where_nothing_can_be_written_the_error_says_so(tmp_path: Path) -> None:
     name = make(tmp_path / "n.ipynb", "1")
     (tmp_path / "file").write_text("in the way")
