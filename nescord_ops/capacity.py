@@ -135,7 +135,7 @@ class Capacity(Findings):
                 c.label if c.on_volume else f"{c.label} (not on the volume)",
                 show.amount(c.allocated_bytes, "bytes"),
                 show.amount(c.apparent_bytes, "bytes"),
-                c.files or "",
+                c.files or show.Amount("", ""),
                 f"{c.allocated_bytes / max(1, self.used_bytes):.1%}" if c.on_volume else "",
             )
             for c in self.components

@@ -21,13 +21,17 @@ FRESH_DAYS = 7  # a proven backup or a copy off site that is older is worth a lo
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Number:
-    """One of the three: what it is, its text, the exact value, a remark, and how good it is."""
+    """One of the three: what it is, its text, the exact value, a remark, and how good it is.
+
+    `at` is the time that an age is the age of.
+    """
 
     label: str
     text: str = UNSEEN
     exact: str = ""
     note: str = ""
     status: Status = Status.UNKNOWN
+    at: datetime | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -107,12 +111,18 @@ def _copy(label: str, key: str) -> Callable[[_Facts], Number]:
             return Number(label)
         taken = _moment(standing.get(key))
         if taken is None:
-            return Number(label, "none", status=Status.WARN)
+            return Number(label, "none", note=_kept(standing), status=Status.WARN)
         old = max(0.0, (facts.now - taken).total_seconds())
         status = Status.WARN if old > FRESH_DAYS * 86_400 else Status.OK
-        return Number(label, show.age(old), show.moment(taken), show.moment(taken), status)
+        return Number(label, show.age(old), taken.isoformat(), "", status, taken)
 
     return number
+
+
+def _kept(standing: Mapping[str, Any]) -> str:
+    """How many backups there are, where the number is that none of them is of a kind."""
+    good = standing.get("good")
+    return show.count(good, "good backup") + " here" if isinstance(good, int) else ""
 
 
 def _days(check: str) -> Callable[[_Facts], Number]:
@@ -123,7 +133,7 @@ def _days(check: str) -> Callable[[_Facts], Number]:
         if days is None:
             seen = facts.checks.get(check)
             return Number("days until full", note=seen.summary if seen else "")
-        text = f"{days:,.0f}" if days <= 3650 else "over 3,650"
+        text = f"{days:,.0f}" if days <= 3650 else "3,650+"
         note = facts.checks[check].summary
         return Number("days until full", text, f"{days:,} days", note, facts.status(check))
 
@@ -167,7 +177,7 @@ def _later(facts: _Facts) -> Number:
 
 
 def _saving(facts: _Facts) -> Number:
-    usd, label = facts.value("cost.reclaimable"), "a month could be saved"
+    usd, label = facts.value("cost.reclaimable"), "could be saved a month"
     if usd is None:
         return Number(label)
     note = f"for {show.size(facts.number('reclaimable_bytes'))}"
@@ -237,13 +247,14 @@ def _moment(text: object) -> datetime | None:
         return None
 
 
-_PROVEN = _copy("newest proven backup", "proven_taken_at")
+_PROVEN_LABEL, _OFFSITE_LABEL = "newest proven backup", "newest copy off site"
+_PROVEN = _copy(_PROVEN_LABEL, "proven_taken_at")
 _ANY: tuple[Callable[[_Facts], Number], ...] = (_failed, _warnings, _unlooked)
 _NUMBERS: dict[str, tuple[Callable[[_Facts], Number], ...]] = {
     "verify": (_failed, _PROVEN, _days("access.forecast")),
     "capacity": (_free, _days("capacity.forecast"), _reclaimable),
     "cost": (_bill, _later, _saving),
-    "backup": (_good, _PROVEN, _copy("newest copy off site", "offsite_taken_at")),
+    "backup": (_good, _PROVEN, _copy(_OFFSITE_LABEL, "offsite_taken_at")),
     "troubleshoot": (
         _causes,
         _log("errors", _errors),
@@ -252,18 +263,37 @@ _NUMBERS: dict[str, tuple[Callable[[_Facts], Number], ...]] = {
     "deploy": (_failed, _files, _sunset),
 }
 
-# What to type when nothing is wrong: a remark and the arguments of nescord-ops.
-NEXT = {
-    "verify": ("Keep it so: a new backup, proven, and the five newest kept.",
-               "backup create --keep 5 --drill"),
-    "capacity": ("What could be given back, which writes nothing:", "clean"),
+# What to type when nothing is wrong: a remark and a command.
+_NIGHTLY = "backup create --keep 5 --drill"
+_NEXT = {
+    "verify": ("Keep it so: a new backup every night, proven, and the five newest kept.", _NIGHTLY),
+    "capacity": ("What could be given back; this writes nothing:", "clean"),
     "cost": ("What fills the volume that is paid for:", "capacity"),
-    "backup": ("Take one every night, prove it, and keep the five newest:",
-               "backup create --keep 5 --drill"),
-    "troubleshoot": ("Still in trouble? Give it the platform's log (railway logs > bot.txt):",
-                     "troubleshoot --logs bot.txt"),
+    "backup": ("Every night: take one, prove it, and keep the five newest.", _NIGHTLY),
+    "troubleshoot": (
+        "Still in trouble? Give it the platform's log, from railway logs > bot.txt:",
+        "troubleshoot --logs bot.txt",
+    ),
     "deploy": ("Look again before the next deploy:", "deploy"),
-}  # fmt: skip
+}
+
+
+def later(name: str, three: Sequence[Number], tool: str) -> tuple[str, str, str]:
+    """Given a page that names nothing to repair, return a word, a remark and a command.
+
+    A number that is not good is named first: nothing failed, and yet there is something to do.
+    """
+    remark, words = _NEXT.get(name, ("", ""))
+    command = f"{tool} {words}" if words else ""
+    lacking = {number.label for number in three if number.status in (Status.WARN, Status.FAIL)}
+    if _PROVEN_LABEL in lacking:
+        return "Nothing urgent.", "Take a backup and prove that it restores:", f"{tool} {_NIGHTLY}"
+    if _OFFSITE_LABEL in lacking:
+        remark = "All backups lie where the data lies. For copies elsewhere, on your own machine:"
+        return "Nothing urgent.", remark, "nescord-ops offsite keygen nescord-ops.key"
+    return "Nothing urgent." if lacking else "Nothing now.", remark, command
+
+
 _PATH = r"/[\w./@:+-]+(?=[\s;,()]|$)"  # one that needs no quotes, or the command is not shown
 _WORD = rf"--[\w-]+|nescordbot_backup_\w+|{_PATH}|\d+|DIR|ID|REPO|PATH"
 _VERBS = (

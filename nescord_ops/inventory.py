@@ -195,7 +195,7 @@ class Backups:
             for backup in self.backups
         ]
         text = self.problem or f"The store takes {show.size(self.store_bytes)}."
-        return show.table(columns, rows, caption=text)
+        return show.table(columns, rows, caption=text, css="backups")
 
 
 def listing(settings: Settings, *, looking: bool = False) -> Backups:

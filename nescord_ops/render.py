@@ -12,7 +12,7 @@ import copy
 import html
 import re
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -37,6 +37,7 @@ def page(content: Any, document: Mapping[str, Any]) -> str:
     resources = {"csp": CSP, "style": style(), "page": seen}
     text, _ = _exporter().from_notebook_node(story, resources=resources)
     assert isinstance(text, str)
+    text = text.replace("<pre>", '<pre tabindex="0">')  # it may scroll: reached with the keyboard
     return show.dated(text, _made_at(document))
 
 
@@ -59,6 +60,7 @@ def _banner(document: Mapping[str, Any]) -> dict[str, Any]:
     name, status = document["name"], Status(document["status"])
     sentence, _, counts = checks.headline(seen, name).partition(". ")
     now = _made_at(document)
+    three = firstscreen.numbers(name, document["data"], seen, now)
     return {
         "name": name,
         "status": status.value,
@@ -67,10 +69,14 @@ def _banner(document: Mapping[str, Any]) -> dict[str, Any]:
         "counts": counts,
         "volume": document["settings"].get("database", ""),
         "numbers": [
-            {"number": number, "symbol": show.SYMBOLS[number.status]}
-            for number in firstscreen.numbers(name, document["data"], seen, now)
+            {
+                "number": number,
+                "symbol": show.SYMBOLS[number.status],
+                "clock": show.clock(number.at) if number.at else "",
+            }
+            for number in three
         ],
-        **_todo(document, seen),
+        **_todo(document, seen, three),
         **_changes(document, seen),
         "table": show.checks_rows(seen) if seen else "",
         "total": len(seen),
@@ -88,7 +94,9 @@ def _made_at(document: Mapping[str, Any]) -> datetime:
     return made.replace(tzinfo=made.tzinfo or UTC).astimezone(UTC)
 
 
-def _todo(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, Any]:
+def _todo(
+    document: Mapping[str, Any], seen: Iterable[Check], three: Sequence[firstscreen.Number]
+) -> dict[str, Any]:
     """What to do: the worst first, with a command each; what has the same cause is behind it."""
     tool = settings.command(document["settings"])
     levels = {
@@ -101,12 +109,14 @@ def _todo(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, Any]:
     told: set[str] = set()
     todo = []
     for check, names in chosen[:TODO_LIMIT]:
-        command = firstscreen.command(check.hint, tool)
+        hint, command = check.hint, firstscreen.command(check.hint, tool)
+        if check.name.startswith("cause.") and hint and not hint.startswith("#"):
+            hint, command = "The first command; the whole fix is below.", hint
         todo.append(
             {
                 "badge": show.badge(check.status),
                 "summary": show.exact(check),
-                "hint": check.hint,
+                "hint": hint,
                 "command": "" if command in told else command,
                 "names": ", ".join(names),
                 "since": _since(since.get(check.name)),
@@ -118,18 +128,18 @@ def _todo(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, Any]:
         for level, found in levels.items()
         if found and level is not first
     ]
-    remark, words = firstscreen.NEXT.get(document["name"], ("", ""))
-    next_command = f"{tool} {words}" if words else ""
+    word, remark, command = firstscreen.later(document["name"], three, tool)
     if first is not None and document["name"] != "troubleshoot":
-        remark, next_command = "Causes, and their fixes as commands:", f"{tool} troubleshoot"
+        remark, command = "Causes, and their fixes as commands:", f"{tool} troubleshoot"
     elif first is not None:
-        remark, next_command = "When it is done, look again:", f"{tool} verify"
+        remark, command = "When it is done, look again:", f"{tool} verify"
     return {
         "todo": todo,
         "more": len(chosen) - len(todo),
         "behind": behind,
+        "quiet": word,
         "remark": remark,
-        "next": "" if next_command in told else next_command,
+        "next": "" if command in told else command,
     }
 
 
@@ -137,7 +147,7 @@ def _behind(level: Status, number: int) -> str:
     """The title of what is folded behind the failures."""
     if level is Status.WARN:
         return show.count(number, "warning")
-    return f"{show.count(number, 'check')} that could not be made, as a rule for the same cause"
+    return f"{show.count(number, 'check')} that could not be made; look at the cause above first"
 
 
 def _since(text: object) -> str:

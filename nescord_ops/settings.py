@@ -71,7 +71,7 @@ class Settings:
             for name, value in self.to_dict().items()
             if name != "present"
         ]
-        table = show.table(("Setting", "Resolved to"), rows, css="settings")
+        table = show.table(("Setting", "Resolved to"), rows, css="settings", fold=False)
         return f"<details><summary>Settings: where this looked</summary>{table}</details>"
 
 

@@ -21,7 +21,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2
 _NUMBER = ' class="number"'
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d) UTC\b")
 _VERBATIM = re.compile(r"<(/?)(?:pre|code|time|style|title)\b")
-LONG, SHORT = 12, 3  # rows from which a table is folded, and those that stay when it is not
+LONG, WIDE = 12, 4  # more rows are folded; more columns may have to be scrolled on a phone
 SYMBOLS = {"ok": "✓", "warn": "▲", "fail": "✕", "unknown": "?"}
 
 
@@ -127,7 +127,7 @@ def _table(
     body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in cells)
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     # a wide one scrolls on a phone, and must be reached with the keyboard then
-    wide = ' tabindex="0" role="group" aria-label="Table"' if len(columns) > SHORT else ""
+    wide = ' tabindex="0" role="group" aria-label="Table"' if len(columns) >= WIDE else ""
     return (
         f'<div class="scroll"{wide}><table class="ops {html.escape(css)}">{title}'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
@@ -184,7 +184,8 @@ def _cell(cell: object) -> str:
     if isinstance(cell, Markup):
         return f"<td>{cell}</td>"
     if isinstance(cell, Amount):
-        return f'<td{_NUMBER} title="{html.escape(cell.exact)}">{html.escape(cell)}</td>'
+        title = f' title="{html.escape(cell.exact)}"' if cell.exact else ""
+        return f"<td{_NUMBER}{title}>{html.escape(cell)}</td>"
     css = _NUMBER if _is_number(cell) else ""
     text = f"{cell:,}" if isinstance(cell, int) else printable(str("" if cell is None else cell))
     return f"<td{css}>{html.escape(text)}</td>"
@@ -195,15 +196,16 @@ def checks_table(title: str, status: Status, checks: Iterable[Check]) -> str:
     ranked = _ranked(checks)
     bad = [check for check in ranked if not (check.status == "ok" or check.expected)]
     good = [check for check in ranked if check not in bad]
-    parts = [f"<p>{badge(status)} <strong>{html.escape(title)}</strong></p>"]
-    if bad:
-        parts.append(checks_rows(bad))
-    if len(good) > SHORT or (bad and good):
-        words = f"{count(len(good), 'check')} in which nothing is wrong"
-        parts.append(f"<details><summary>{words}</summary>{checks_rows(good)}</details>")
-    elif good:
-        parts.append(checks_rows(good))
-    return "".join(parts)
+    heading = f"{badge(status)} <strong>{html.escape(title)}</strong>"
+    if not bad:
+        return f"<details><summary>{heading}</summary>{checks_rows(good)}</details>"
+    table = f"<p>{heading}</p>{checks_rows(bad)}"
+    unseen = sum(check.expected for check in good)
+    words = [f"{len(good) - unseen} ok"] * (len(good) > unseen) + [f"{unseen} not checked"] * bool(
+        unseen
+    )
+    rest = f"<summary>{', '.join(words)}</summary>{checks_rows(good)}" if good else ""
+    return f"{table}<details>{rest}</details>" if good else table
 
 
 def checks_rows(checks: Iterable[Check]) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nescord_ops.show import SYMBOLS, printable
+from nescord_ops.show import SYMBOLS, alike, printable
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -73,11 +73,15 @@ def finish(call: Invocation, findings: Findings) -> None:
     else:
         typer.echo(printable(findings.headline))
         rows = []
-        for check in sorted(findings.checks, key=lambda c: (c.expected, _WORST.index(c.status))):
+        ranked = sorted(findings.checks, key=lambda c: (c.expected, _WORST.index(c.status)))
+        for check, names in alike(ranked):
             text = as_text(check.summary)
             if check.hint:
                 text.append(f"\n→ {printable(check.hint)}", style="dim")
-            rows.append(("not checked" if check.expected else check.status, check.name, text))
+            if len(names) > 1:
+                text.append(f"\n{', '.join(names)}", style="dim")
+            name = check.name if len(names) == 1 else f"{len(names)} checks"
+            rows.append(("not checked" if check.expected else check.status, name, text))
         write_table(rows)
     raise typer.Exit(findings.status.exit_code)
 

@@ -106,7 +106,7 @@ def test_the_worst_check_stands_first_with_its_hint(
     monkeypatch.setattr(verify, "run", lambda settings, **_: found(settings, *checks))
     cli.run(["--app-dir", volume, "verify"])
     shown = capsys.readouterr().out
-    assert shown.startswith("Not safe. 1 failed")
+    assert shown.startswith("Your data is not safe. 1 failed")
     positions = [shown.index(text) for text in ("✕ fail", "→ do y", "✓ ok", "? not checked")]
     assert positions == sorted(positions)
 

@@ -299,7 +299,7 @@ def test_in_a_browser_nothing_runs_and_nothing_is_fetched(tmp_path: Path) -> Non
     finally:
         server.shutdown()
     assert asked == ["/n.html"]
-    assert "<title>✓ n: Healthy</title>" in seen.stdout
+    assert "<title>✓ n: Healthy.</title>" in seen.stdout
 
 
 def test_every_colour_pair_can_be_read() -> None:

@@ -1,0 +1,246 @@
+"""The page of each notebook: what stands on the first screen, how it looks, who can use it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import MakeDemo
+
+from nescord_ops import checks, firstscreen, render, report, settings, show, verify
+from nescord_ops.checks import fail, ok, unknown, warn
+
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+NAMES = ("verify", "capacity", "cost", "backup", "troubleshoot", "deploy")
+BYTES = 120_000
+browser = pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
+
+
+def page(found: list[checks.Check], name: str = "verify", **fields: object) -> str:
+    """The page of a notebook with these checks and nothing else."""
+    document = {
+        "name": name, "status": checks.verdict(found), "generated_at": NOW.isoformat(),
+        "tool_version": "1", "settings": {}, "checks": [checks.plain(each) for each in found],
+        "data": {}, **fields,
+    }  # fmt: skip
+    return render.page(nbformat.v4.new_notebook(), document)
+
+
+def first_screen(html: str) -> str:
+    """The page above the table of all checks, tags removed."""
+    above = re.sub(r"<style.*?</style>", "", html.partition('id="checks"')[0], flags=re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", above))
+
+
+def faults_of(pages: list[Path], scheme: str, *rules: str) -> list[str]:
+    """What axe-core finds serious or critical, and pages that are wider than their window."""
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import sync_playwright
+
+    found = []
+    options = {"runOnly": {"type": "rule", "values": rules}} if rules else {}
+    with (
+        sync_playwright() as play,
+        play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"]) as on,
+    ):
+        context = on.new_context(
+            viewport={"width": 390, "height": 844}, color_scheme=scheme, bypass_csp=True
+        )
+        opened = context.new_page()
+        for path in pages:
+            opened.goto(path.as_uri())
+            if opened.evaluate("document.documentElement.scrollWidth > innerWidth"):
+                found.append(f"{path.name}: wider than the window")
+            opened.evaluate("for (const d of document.querySelectorAll('details')) d.open = true")
+            for each in Axe().run(opened, options=options).response["violations"]:
+                if each["impact"] in ("serious", "critical"):
+                    nodes = [node["html"][:120] for node in each["nodes"][:3]]
+                    found.append(f"{path.name} {scheme}: {each['id']} {nodes}")
+    return found
+
+
+@browser
+def test_every_page_of_the_healthy_demo_is_small_and_usable_by_everybody(tmp_path: Path) -> None:
+    run = report.run(demo=True, out=tmp_path)
+    assert [made.name for made in run.pages] == list(NAMES)
+    pages = [made.html for made in run.pages]
+    for made in run.pages:
+        html = made.html.read_text("utf-8")
+        assert len(html.encode()) <= BYTES, made.name
+        assert made.status.exit_code == 0, made.headline
+        assert html.count("<dt>") == 3
+        assert re.search(r'<pre class="command"><code>nescord-ops ', html), made.name
+        assert re.search(r'<a href="#part-1">', html)
+        assert "<figcaption" in html or made.name not in ("capacity", "cost", "troubleshoot")
+        assert re.search(r'title="[\d,]+ bytes"', html) or made.name in ("deploy", "troubleshoot")
+    assert re.search(r"UTC</time>, \d+ (s|min|h|days) ago", pages[3].read_text("utf-8"))
+    assert faults_of(pages, "light") == []
+    assert faults_of(pages, "dark", "color-contrast") == []
+
+
+@browser
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["lost-vectors", "corrupt-page", "three-slash-url"])
+def test_every_page_of_a_failing_demo_is_usable_by_everybody(
+    demo: MakeDemo, tmp_path: Path, fault: str
+) -> None:
+    made = demo(fault)
+    run = report.run(options={"app_dir": str(made.app_dir)}, out=tmp_path / "reports")
+    assert run.exit_code == 1
+    pages = [made.html for made in run.pages]
+    assert faults_of(pages, "light") == []
+    assert faults_of(pages, "dark") == []
+
+
+@browser
+def test_where_a_store_is_gone_the_cause_stands_alone_and_the_rest_is_behind_it(
+    demo: MakeDemo, tmp_path: Path
+) -> None:
+    made = demo()
+    shutil.rmtree(made.app_dir / "data" / "chromadb")
+    found = verify.run(settings.load(app_dir=made.app_dir))
+    document = {**found.to_dict(), "name": "verify"}
+    html = render.page(nbformat.v4.new_notebook(), document)
+    above = html.partition('id="checks"')[0]
+    todo = above[above.index('class="todo"') : above.index("</ol>")]
+    assert "Your data is not safe." in above
+    assert "should be a directory and is missing" in todo
+    assert "could not be looked at" not in todo
+    assert re.search(r"<summary>\d\d checks that could not be made", above)
+    assert above.count("could not be looked at") == 1, "one line, with the names in it"
+    assert f"nescord-ops --app-dir {made.app_dir} troubleshoot</code>" in above
+    (tmp_path / "verify.html").write_text(html, "utf-8")
+    assert faults_of([tmp_path / "verify.html"], "light") == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_not_looked_at_is_never_shown_as_good(name: str) -> None:
+    three = firstscreen.numbers(name, {}, [unknown("notebook.run", "killed")], NOW)
+    assert [number.text for number in three] == [firstscreen.UNSEEN] * 3
+    assert {number.status for number in three} == {checks.Status.UNKNOWN}
+    html = page([unknown("notebook.run", "the notebook was killed", "run it again")], name)
+    assert html.count("not looked at</b>") == 3
+    assert "could not be checked." in html
+
+
+def test_the_three_numbers_of_verify() -> None:
+    standing = {"good": 2, "kept": 2, "proven_taken_at": (NOW - timedelta(hours=3)).isoformat()}
+    found = [
+        fail("a", "b", "c"), ok("d", "e"), unknown("f", "g"),
+        ok("access.forecast", "full in 214 days", value=214, unit="days"),
+    ]  # fmt: skip
+    three = firstscreen.numbers("verify", {"standing": standing}, found, NOW)
+    assert [number.text for number in three] == ["1", "3 h ago", "214"]
+    assert [str(number.status) for number in three] == ["fail", "ok", "ok"]
+    assert three[0].note == "of 3 made; 1 could not be"
+    standing["proven_taken_at"] = None
+    proven = firstscreen.numbers("verify", {"standing": standing}, found, NOW)[1]
+    assert (proven.text, proven.status) == ("none", "warn")
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "said"),
+    [
+        ("verify", "ok", "Your data is safe."),
+        ("verify", "fail", "Your data is not safe."),
+        ("capacity", "ok", "There is room."),
+        ("cost", "ok", "The volume costs $1.25 a month."),
+        ("backup", "unknown", "Whether the data can be restored could not be checked."),
+        ("troubleshoot", "ok", "No known trouble was found."),
+        ("deploy", "warn", "The deployment keeps the data, with warnings."),
+        ("another", "ok", "Healthy."),
+    ],
+)
+def test_the_verdict_answers_the_question_of_its_notebook(
+    name: str, status: str, said: str
+) -> None:
+    found = [ok("cost.now", "a", value=1.25, unit="USD")]
+    if status != "ok":
+        found.append(checks.Check("b", checks.Status(status), "c", "d"))
+    assert checks.headline(found, name).startswith(said)
+
+
+def test_a_volume_that_is_not_here_is_not_called_safe() -> None:
+    found = [ok("a", "b"), unknown("location.volume", "not on Railway", expected=True)]
+    assert checks.headline(found, "verify").startswith("Your data is sound; no volume is here")
+    found.append(unknown("c", "quick", "--depth full", expected=True))
+    assert checks.headline(found, "verify").startswith("Nothing wrong in what was looked at.")
+
+
+def test_since_when_and_what_changed_stand_on_the_page() -> None:
+    changes = {
+        "previous": "2026-11-23T03:00:00+00:00",
+        "previous_run": "20261123T030000Z",
+        "new": ["chroma.<b>"],
+        "resolved": ["stores.lost"],
+        "since": {"chroma.index": "2026-11-20T03:00:00+00:00", "old": "2026-01-01T00:00:00+00:00"},
+        "last_healthy": "2026-11-19T03:00:00+00:00",
+        "measures": [
+            {"key": "used", "label": "Used", "before": 1_000, "now": 2_500, "unit": "bytes"},
+            {"key": "x", "label": "New", "before": None, "now": 1, "unit": "USD"},
+        ],
+    }
+    html = page([fail("chroma.index", "gone", "restore")], changes=changes)
+    text = first_screen(html)
+    assert "Failing since 2026-11-20 03:00 UTC , 4 days ago" in text
+    assert "last healthy run 2026-11-19 03:00 UTC , 5 days ago" in text
+    assert "2026-01-01" not in text, "it does not fail now"
+    assert '<a href="../20261123T030000Z/verify.html">' in html
+    assert "<code>chroma.&lt;b&gt;</code>" in html
+    assert 'title="+1,500 bytes"' in html
+    unknown_since = page([fail("a", "b", "c")], changes={"previous": None, "since": {}})
+    assert "Since when is not known" in unknown_since
+    assert "There is no earlier run to compare with." in unknown_since
+    assert 'class="changes"' not in page([ok("a", "b")])
+
+
+@pytest.mark.parametrize(
+    ("hint", "command"),
+    [
+        ("nescord-ops verify says where the bot writes", "TOOL verify"),
+        ("restore the newest (nescord-ops restore nescordbot_backup_20261124_180927)",
+         "TOOL restore nescordbot_backup_20261124_180927"),
+        ("nescord-ops backup prune --keep 2, or grow the volume", "TOOL backup prune --keep 2"),
+        ("with the bot stopped: nescord-ops clean segments", "TOOL clean segments"),
+        ("nescord-ops verify --depth full", "TOOL verify --depth full"),
+        ("chmod 600 /app/.env", "chmod 600 /app/.env"),
+        ("chmod 600 /app/$(reboot)/.env", ""),
+        ("grow the volume in Railway's dashboard", ""),
+    ],
+)  # fmt: skip
+def test_a_command_is_taken_out_of_a_hint(hint: str, command: str) -> None:
+    assert firstscreen.command(hint, "TOOL") == command
+
+
+def test_times_say_how_long_ago_they_were_but_not_in_code() -> None:
+    html = "<p>taken 2026-11-24 09:00 UTC</p><pre>2026-11-24 09:00 UTC</pre>"
+    html += "<a title='2026-11-24 09:00 UTC'>2026-13-99 09:00 UTC</a>"
+    said = show.dated(html, NOW)
+    time = '<time datetime="2026-11-24T09:00:00+00:00">2026-11-24 09:00 UTC</time>, 3 h ago'
+    assert said == html.replace("taken 2026-11-24 09:00 UTC", f"taken {time}")
+
+
+def test_a_long_table_is_folded_and_one_is_singular() -> None:
+    html = show.table(("a", "b"), [(n, n) for n in range(20)])
+    assert html.count("<tr><td") == 20
+    assert html.partition("<details>")[0].count("<tr><td") == show.LONG // 2
+    assert "<summary>14 more rows</summary>" in html
+    assert show.table(("a",), [(n,) for n in range(show.LONG)]).count("<details>") == 0
+    assert [show.count(n, "copy", "copies") for n in (0, 1, 2)] == [
+        "0 copies",
+        "1 copy",
+        "2 copies",
+    ]
+    said = checks.none_of("a", 1, "rows", good="", bad="rows are", one="row is", hint="x").summary
+    assert said == "1 row is"
+
+
+def test_exact_amounts_stand_behind_the_short_ones() -> None:
+    check = warn("a", "12.6 MB of 5 GB used", "do", value=12_607_488, unit="bytes", limit=5 * 10**9)
+    used, size = "12,607,488 bytes", "5,000,000,000 bytes"
+    said = f'<span title="{used}">12.6 MB</span> of <span title="{size}">5 GB</span> used'
+    assert show.exact(check) == said
