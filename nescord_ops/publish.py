@@ -18,11 +18,12 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from nescord_ops import checks, history, render
+from nescord_ops import checks, compare, history, index, render
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 from nescord_ops.results import Result
@@ -34,7 +35,7 @@ _ABANDONED_SECONDS = 86_400
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Page(Result):
-    """One notebook's result: where it lies, what it came to, and how long it ran."""
+    """One notebook's result: where it lies, what it came to, how long it ran, what changed."""
 
     name: str
     status: Status
@@ -43,6 +44,12 @@ class Page(Result):
     notebook: Path
     json: Path
     seconds: float
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def row(self) -> history.PageRow:
+        """What the history keeps of it."""
+        return _row(self.name, self.status, self.headline, self.changes)
 
     def moved(self, directory: Path) -> Page:
         """Return the page with its three files in another directory."""
@@ -65,11 +72,16 @@ def write(building: Path, document: Mapping[str, Any], content: Any, seconds: fl
     }
     with _refusals():
         for file, text in texts.items():
-            # Half characters from the volume become escapes, which JSON reads back.
-            file.write_bytes(text.encode("utf-8", "backslashreplace"))
+            _write(file, text)
     seen = checks.headline(render.findings(document), name)
     status = Status(document["status"])
-    return Page(name, status, seen, html, notebook, sidecar, seconds)
+    changes = document.get("changes", {})
+    return Page(name, status, seen, html, notebook, sidecar, seconds, changes)
+
+
+def _write(file: Path, text: str) -> None:
+    """Write text; half characters from the volume become escapes, which JSON reads back."""
+    file.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def publish(
@@ -89,19 +101,28 @@ def publish(
         present = _present(target)
         _adopt(target, present)
         stamp = _free(began, present)
-        rows = tuple(history.PageRow(p.name, p.status.value, p.headline) for p, _ in results)
+        rows = tuple(page.row for page, _ in results)
         status = worst(page.status for page, _ in results)
         this = history.RunRow(stamp, began, status.value, demo, rows)
         history.record(target, this, [document for _, document in results])
         kept = sorted([stamp, *present], key=_order, reverse=True)[:keep]
-        recorded = {row.stamp: row for row in history.runs(target)}
-        index = building / "index.html"
-        shown = [recorded[name] for name in kept if name in recorded]
-        index.write_bytes(render.index(shown).encode("utf-8", "backslashreplace"))
-        index = index.rename(target / f"{_BUILDING}index-{stamp}")
+        oldest = min(began - timedelta(days=index.TREND_DAYS), _second(kept[-1]))
+        keeping = set(kept)
+        known = history.runs(target, since=oldest)
+        new, run_page = building / ".index", building / "index.html"
+        if not run_page.exists():
+            row = next((row for row in known if row.stamp == stamp), this)
+            _write(run_page, index.run_page(row))
+        links = {
+            row.stamp: _link(building if row.stamp == stamp else target / row.stamp, row)
+            for row in known
+            if row.stamp in keeping
+        }
+        _write(new, index.page(known, links, target))
+        new = new.rename(target / f"{_BUILDING}index-{stamp}")
         building.rename(target / stamp)
-        index.replace(target / "index.html")
-        for name in set(present) - set(kept):
+        new.replace(target / "index.html")
+        for name in set(present) - keeping:
             shutil.rmtree(target / name, ignore_errors=True)
     return stamp
 
@@ -127,20 +148,37 @@ def _present(target: Path) -> list[str]:
 
 def _adopt(target: Path, present: Sequence[str]) -> None:
     """Read runs that the history does not know back into it, from their JSON files."""
-    recorded = {row.stamp for row in history.runs(target)}
-    for stamp in sorted(set(present) - recorded):
+    recorded = {stamp for (stamp,) in history.select(target, "SELECT stamp FROM runs")}
+    for stamp in sorted(set(present) - recorded, key=_order):
         documents = []
         for file in sorted(target.joinpath(stamp).glob("*.json")):
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 document = json.loads(file.read_text("utf-8"))
                 headline = checks.headline(render.findings(document), file.stem)
-                documents.append(
-                    (history.PageRow(file.stem, document["status"], headline), document)
-                )
-        status = worst(Status(row.status) for row, _ in documents)
-        began = datetime.strptime(stamp.partition("-")[0], "%Y%m%dT%H%M%S%z")
-        row = history.RunRow(stamp, began, status.value, False, tuple(r for r, _ in documents))
+                changes = document.get("changes", {})
+                page = _row(file.stem, Status(document["status"]), headline, changes)
+                documents.append((page, document))
+        worst_status = worst(Status(row.status) for row, _ in documents)
+        began = _second(stamp)
+        demo = any(document.get("demo") for _, document in documents)
+        pages = tuple(row for row, _ in documents)
+        row = history.RunRow(stamp, began, worst_status.value, demo, pages)
         history.record(target, row, [document for _, document in documents])
+
+
+def _row(name: str, status: Status, headline: str, changes: Mapping[str, Any]) -> history.PageRow:
+    previous = changes.get("previous") or ""
+    if previous:
+        previous = history.iso(datetime.fromisoformat(previous))
+    changed = compare.words(changes) if changes else ""
+    return history.PageRow(name, status.value, headline, previous, changed)
+
+
+def _link(directory: Path, row: history.RunRow) -> str:
+    """The link to a run: its own page, else its first notebook's; empty where it has none."""
+    if directory.joinpath("index.html").exists():
+        return f"{row.stamp}/index.html"
+    return next((f"{row.stamp}/{quote(page.name)}.html" for page in row.pages), "")
 
 
 def _free(began: datetime, present: Sequence[str]) -> str:
@@ -155,6 +193,10 @@ def _order(stamp: str) -> tuple[str, int]:
     return second, int(number or 1)
 
 
+def _second(stamp: str) -> datetime:
+    return datetime.strptime(stamp.partition("-")[0], "%Y%m%dT%H%M%S%z")
+
+
 def worst(statuses: Iterable[Status]) -> Status:
     """The worst of several verdicts; none at all is unknown."""
     seen = set(statuses)
@@ -166,11 +208,14 @@ def worst(statuses: Iterable[Status]) -> Status:
 def building(target: Path) -> Iterator[Path]:
     """Yield a hidden directory in `target`; remove it unless it was renamed into place.
 
+    Runs that the history has lost are read back into it first: this run is compared with them.
     Raise ReportError if it cannot be made.
     """
     directory = target / f"{_BUILDING}{secrets.token_hex(8)}"
     with _refusals():
         directory.mkdir(parents=True)
+        with _locked(target):
+            _adopt(target, _present(target))
     try:
         yield directory
     finally:

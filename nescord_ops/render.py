@@ -1,4 +1,4 @@
-"""Turn an executed notebook and its findings into one HTML file, and the runs into an index.
+"""Turn an executed notebook and its findings into one HTML file.
 
 One file, no request, no script: a Content-Security-Policy stands behind the escaping. What may
 come from the volume (streams, errors, plain text, titles) is escaped here; `text/html` outputs
@@ -18,9 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nescord_ops import __version__, checks, firstscreen, settings, show
+from nescord_ops import checks, firstscreen, settings, show
 from nescord_ops.checks import MIME, Check, Status
-from nescord_ops.history import RunRow
 
 CSP = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
@@ -35,24 +34,11 @@ def page(content: Any, document: Mapping[str, Any]) -> str:
     """Given an executed notebook and its JSON document, return the page."""
     story = _without_findings(content)
     seen = {**_banner(document), "title": _title(story) or document["name"], "parts": _parts(story)}
-    resources = {"csp": CSP, "style": _style(), "page": seen}
+    resources = {"csp": CSP, "style": style(), "page": seen}
     text, _ = _exporter().from_notebook_node(story, resources=resources)
     assert isinstance(text, str)
     text = text.replace("<pre>", '<pre tabindex="0">')  # it may scroll: reached with the keyboard
     return show.dated(text, _made_at(document))
-
-
-def index(runs: Iterable[RunRow]) -> str:
-    """Given the runs, newest first, return the index page; its links are relative."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(TEMPLATES))
-    return environment.get_template("runs.html.j2").render(
-        runs=[_row(run) for run in runs],
-        csp=CSP,
-        style=_Safe(_style()),
-        version=__version__,
-    )
 
 
 def warm_up() -> None:
@@ -66,36 +52,6 @@ def warm_up() -> None:
     moment = datetime.now(UTC).isoformat(timespec="seconds")
     empty = {"name": "", "status": Status.UNKNOWN, "generated_at": moment, "tool_version": ""}
     page(nbformat.v4.new_notebook(cells=cells), {**empty, "settings": {}, "checks": [], "data": {}})
-
-
-def _row(run: RunRow) -> dict[str, Any]:
-    """One line of the index, with everything but the badges still to be escaped."""
-    pages = [
-        {
-            "badge": _Safe(show.badge(page.status)),
-            "name": page.name,
-            "headline": page.headline,
-            "html": _link(run.stamp, f"{page.name}.html"),
-            "json": _link(run.stamp, f"{page.name}.json"),
-        }
-        for page in run.pages
-    ]
-    return {
-        "badge": _Safe(show.badge(run.status)),
-        "generated_at": run.generated_at.isoformat(),
-        "time": show.moment(run.generated_at),
-        "demo": run.demo,
-        "pages": pages,
-    }
-
-
-class _Safe(str):
-    """HTML that this package made and escaped itself, as jinja2 knows it."""
-
-    __slots__ = ()
-
-    def __html__(self) -> str:
-        return self
 
 
 def _banner(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -290,7 +246,7 @@ def _parts(story: Any) -> list[dict[str, str]]:
 
 
 @cache
-def _style() -> str:
+def style() -> str:
     """The style sheet, comments and indentation removed."""
     return re.sub(r"\n\s*", "\n", TEMPLATES.joinpath("style.css").read_text("utf-8"))
 

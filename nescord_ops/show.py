@@ -135,9 +135,12 @@ def _table(
 
 
 class Markup(str):
-    """HTML that this package made and escaped itself."""
+    """HTML that this package made and escaped itself, as jinja2 knows it too."""
 
     __slots__ = ()
+
+    def __html__(self) -> str:
+        return self
 
 
 class Html:

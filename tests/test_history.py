@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import logging
 import math
 import sqlite3
@@ -39,7 +40,8 @@ def document(used: float = 1500, database: str = "/volume/bot.db") -> dict[str, 
 
 def run_row(day: int = 0, *, demo: bool = False) -> RunRow:
     page = PageRow("capacity", "ok", "Healthy. 1 ok.")
-    return RunRow(f"stamp-{day}-{demo}", NOW + timedelta(days=day), "ok", demo, (page,))
+    at = NOW + timedelta(days=day)
+    return RunRow(f"stamp-{day}-{demo}", at, "ok", demo, (page,), "/volume/bot.db")
 
 
 def test_what_is_recorded_comes_back_newest_first(tmp_path: Path) -> None:
@@ -150,3 +152,64 @@ def test_concurrent_runs_are_all_recorded(tmp_path: Path) -> None:
     assert len(history.series(tmp_path, "used_bytes")) == 24
     with sqlite3.connect(tmp_path / history.FILE_NAME) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+SCHEMA_1 = """
+PRAGMA application_id = 1313820755;
+PRAGMA user_version = 1;
+CREATE TABLE [runs] (
+   [stamp] TEXT PRIMARY KEY, [generated_at] TEXT, [status] TEXT, [demo] INTEGER
+);
+CREATE TABLE [pages] (
+   [run] TEXT, [name] TEXT, [status] TEXT, [headline] TEXT, [failed] INTEGER, [checks] INTEGER,
+   [volume] TEXT, PRIMARY KEY ([run], [name])
+);
+CREATE TABLE [measurements] (
+   [run] TEXT, [generated_at] TEXT, [volume] TEXT, [name] TEXT, [key] TEXT, [value] FLOAT,
+   [unit] TEXT, PRIMARY KEY ([run], [name], [key])
+);
+CREATE INDEX [idx_measurements_key_volume_generated_at]
+    ON [measurements] ([key], [volume], [generated_at]);
+INSERT INTO runs VALUES ('20261122T220000Z', '2026-11-22T22:00:00+00:00', 'fail', 0);
+INSERT INTO pages VALUES
+   ('20261122T220000Z', 'capacity', 'fail', 'Not safe. 1 failed.', 1, 3, '/volume/bot.db');
+INSERT INTO measurements VALUES ('20261122T220000Z', '2026-11-22T22:00:00+00:00',
+   '/volume/bot.db', 'capacity', 'used_bytes', 900.0, 'bytes');
+"""
+
+
+def test_a_file_of_before_the_comparisons_is_read_and_gone_on_with(tmp_path: Path) -> None:
+    file = tmp_path / history.FILE_NAME
+    with sqlite3.connect(file) as connection:
+        connection.executescript(SCHEMA_1)
+    before = file.read_bytes()
+    old = NOW - timedelta(days=1)
+    page = PageRow("capacity", "fail", "Not safe. 1 failed.")
+    first = RunRow("20261122T220000Z", old, "fail", False, (page,), "/volume/bot.db")
+    assert history.runs(tmp_path) == [first]
+    asked = ("/volume/bot.db", old)
+    assert history.points(tmp_path, "capacity", "", *asked) == [(old, 1)]
+    assert history.points(tmp_path, "capacity", "used_bytes", *asked) == [(old, 900)]
+    assert file.read_bytes() == before, "reading changes nothing"
+
+    changes = {"since": {"sqlite.mode": history.iso(old)}, "unseen": {}}
+    row = dataclasses.replace(
+        run_row(), pages=(PageRow("capacity", "fail", "Not safe.", history.iso(old), "none", True),)
+    )
+    history.record(tmp_path, row, [{**document(), "changes": changes}])
+    assert history.runs(tmp_path) == [row, first]
+    assert len(history.series(tmp_path, "used_bytes")) == 2
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (1,), "the older reads it"
+        names = [row[1] for row in connection.execute("PRAGMA table_info(pages)")]
+        assert names == ["run", "name", "status", "headline", "failed", "checks", "volume"]
+    assert [path.name for path in tmp_path.iterdir()] == [history.FILE_NAME]
+
+
+def test_a_page_that_names_no_volume_has_that_of_its_run(tmp_path: Path) -> None:
+    pages = (PageRow("verify", "unknown", "Could not check."), run_row().pages[0])
+    row = dataclasses.replace(run_row(), pages=pages)
+    history.record(tmp_path, row, [document(database=""), document()])
+    since = NOW - timedelta(days=1)
+    assert history.points(tmp_path, "verify", "", "/volume/bot.db", since) == [(NOW, None)]
+    assert history.runs(tmp_path, since=NOW + timedelta(seconds=1)) == []

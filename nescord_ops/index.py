@@ -1,0 +1,243 @@
+"""The index: the newest run large, the older ones as a calendar, the numbers as lines.
+
+Each volume has a section of its own, and the samples have one without trends: a sample is made anew
+for every run. The parts (`newest`, `months`, `listing`, `trends`) are shown by `run_parts.html.j2`
+and serve any page about runs. What `links` does not name is shown without a link: a run whose pages
+were removed still has its verdict.
+"""
+
+from __future__ import annotations
+
+import calendar
+import itertools
+import urllib.parse
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from nescord_ops import __version__, compare, history, render, show, spark
+from nescord_ops.checks import Status
+from nescord_ops.history import RunRow
+
+TREND_DAYS = 400
+MONTHS_OPEN, MONTHS = 3, 48  # of a calendar: unfolded, and at the most
+RUNS_LISTED = 1500
+VOLUMES = 12  # with a section of their own
+_RANK = (Status.FAIL, Status.UNKNOWN, Status.WARN, Status.OK)
+_SAID = {"fail": "failed", "unknown": "could not be checked", "warn": "warnings", "ok": ""}
+# What is drawn: label, unit, notebook and key in the history (none: its failed checks).
+TRENDS = (
+    ("Size on the volume", "bytes", "capacity", "used_bytes"),
+    ("Cost a month", "USD", "cost", "usd_per_month"),
+    ("Failing checks", "", "verify", ""),
+    ("Newest backup's age", "days", "verify", "backups.age"),
+)
+
+
+def page(runs: Sequence[RunRow], links: Mapping[str, str], reports_dir: Path) -> str:
+    """Given the runs, newest first, and stamp to link of those that are kept, return the index.
+
+    The newest kept run of each volume is shown large, the worst volume first, then the samples.
+    Links are relative to `reports_dir`, whose history has the trends.
+    """
+    groups: dict[tuple[bool, str], list[RunRow]] = {}
+    for run in runs:
+        groups.setdefault((run.demo, "" if run.demo else run.volume), []).append(run)
+    groups = {key: rows for key, rows in groups.items() if any(r.stamp in links for r in rows)}
+    ordered = sorted(groups.items(), key=lambda item: (item[0][0], _RANK.index(item[1][0].status)))
+    sections = [
+        section(f"v{number}", rows, links, reports_dir)
+        for number, (_, rows) in enumerate(ordered[:VOLUMES], 1)
+    ]
+    others = [
+        {"volume": rows[0].volume, "runs": listing(rows, links, "")}
+        for _, rows in ordered[VOLUMES:]
+    ]
+    return _render("runs.html.j2", sections=sections, others=others)
+
+
+def run_page(run: RunRow) -> str:
+    """Given a run, return the page that stands in its directory and leads to its notebooks."""
+    return _render("run.html.j2", run=newest(run, ""))
+
+
+def section(
+    anchor: str, runs: Sequence[RunRow], links: Mapping[str, str], reports_dir: Path
+) -> dict[str, Any]:
+    """Given the runs of one volume, newest first, return all that the index shows of it."""
+    first = next(run for run in runs if run.stamp in links)
+    kept = [run for run in runs if run.stamp in links]
+    title = "Samples" if first.demo else first.volume or "Runs that name no volume"
+    return {
+        "anchor": anchor,
+        "title": title,
+        "is_path": not first.demo and bool(first.volume),
+        "newest": newest(first, f"{urllib.parse.quote(first.stamp)}/", runs, links),
+        "trends": [] if first.demo else trends(reports_dir, first.volume, first.generated_at),
+        "months": months(runs, links, anchor),
+        "open": MONTHS_OPEN,
+        "listing": listing(kept, links, anchor),
+        "count": len(kept),
+        "left_out": max(0, len(kept) - RUNS_LISTED),
+    }
+
+
+def newest(
+    run: RunRow, prefix: str, runs: Sequence[RunRow] = (), links: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Given a run, return its verdict in a sentence, its notebooks, and what changed.
+
+    `prefix` leads to its directory. If it is not healthy and `runs` (newest first) are given, it
+    is also said when the same notebooks were healthy last.
+    """
+    status = Status(run.status)
+    worst = [each for each in run.pages if each.status == run.status]
+    word = worst[0].headline.partition(". ")[0] if worst else "Could not check"
+    names = f"{_SAID[status]}: {', '.join(each.name for each in worst)}"
+    healthy = _healthy_before(run, runs) if status.exit_code else None
+    return {
+        "status": status.value,
+        "symbol": show.SYMBOLS[status],
+        "word": word.rstrip("."),
+        "names": names if worst and _SAID[status] else "",
+        "iso": run.generated_at.isoformat(),
+        "time": show.moment(run.generated_at),
+        "demo": run.demo,
+        "volume": run.volume,
+        "changed": compare.line((each.name, each.previous, each.changed) for each in run.pages),
+        "bad": bool(status.exit_code),
+        "searched": bool(runs),
+        "healthy": show.moment(healthy.generated_at) if healthy else "",
+        "healthy_link": (links or {}).get(healthy.stamp, "") if healthy else "",
+        "pages": [
+            {
+                "badge": show.Markup(show.badge(each.status)),
+                "name": each.name,
+                "headline": each.headline,
+                "html": prefix + urllib.parse.quote(f"{each.name}.html"),
+                "json": prefix + urllib.parse.quote(f"{each.name}.json"),
+            }
+            for each in run.pages
+        ],
+    }
+
+
+def _healthy_before(run: RunRow, runs: Sequence[RunRow]) -> RunRow | None:
+    """The newest run before it in which the notebooks that are not healthy now all were.
+
+    A failure that was merely not looked at is none the less there.
+    """
+    bad = {each.name for each in run.pages if Status(each.status).exit_code}
+    for other in runs:
+        good = {p.name for p in other.pages if not (Status(p.status).exit_code or p.standing)}
+        if bad and bad <= good and other.generated_at < run.generated_at:
+            return other
+    return None
+
+
+def months(runs: Iterable[RunRow], links: Mapping[str, str], anchor: str) -> list[dict[str, Any]]:
+    """Given runs, return the months that have any, newest first, as weeks of days.
+
+    A day shows its worst status, and leads to its run, or to its runs in the listing; what lies
+    outside the month, or after the last run, is None.
+    """
+    days: dict[date, list[RunRow]] = {}
+    for run in runs:
+        days.setdefault(run.generated_at.astimezone(UTC).date(), []).append(run)
+    last = max(days, default=date.min)
+    wanted = sorted({(day.year, day.month) for day in days}, reverse=True)[:MONTHS]
+    return [
+        {
+            "title": f"{calendar.month_name[month]} {year}",
+            "weeks": [
+                [
+                    _day(day, days.get(day, []), links, anchor)
+                    if day.month == month and day <= last
+                    else None
+                    for day in week
+                ]
+                for week in calendar.Calendar().monthdatescalendar(year, month)
+            ],
+        }
+        for year, month in wanted
+    ]
+
+
+def _day(
+    day: date, runs: Sequence[RunRow], links: Mapping[str, str], anchor: str
+) -> dict[str, Any]:
+    if not runs:
+        return {"number": day.day, "status": ""}
+    kept = [run for run in runs if run.stamp in links]
+    status = _worst(runs)
+    single = links[kept[0].stamp] if kept else ""
+    count = len(runs)
+    return {
+        "number": day.day,
+        "status": status.value,
+        "symbol": show.SYMBOLS[status],
+        "words": status.value if count == 1 else f"{status.value}, {count} runs",
+        "count": count if count > 1 else 0,
+        "href": f"#{anchor}-{day}" if len(kept) > 1 else single,
+    }
+
+
+def listing(runs: Sequence[RunRow], links: Mapping[str, str], anchor: str) -> list[dict[str, Any]]:
+    """Given runs, newest first, return them by month and day; no more than RUNS_LISTED."""
+    found = []
+    for title, of_month in itertools.groupby(runs[:RUNS_LISTED], lambda r: f"{_utc(r):%B %Y}"):
+        days = []
+        for day, of_day in itertools.groupby(of_month, lambda r: _utc(r).date()):
+            entries = [
+                {
+                    "time": f"{_utc(run):%H:%M}",
+                    "status": run.status,
+                    "symbol": show.SYMBOLS[run.status],
+                    "href": links.get(run.stamp, ""),
+                }
+                for run in of_day
+            ]
+            name = f"{anchor}-{day}" if anchor and len(entries) > 1 else ""
+            days.append({"day": str(day), "anchor": name, "runs": entries})
+        count = sum(len(day["runs"]) for day in days)
+        found.append({"title": title, "count": count, "days": days})
+    return found
+
+
+def trends(reports_dir: Path, volume: str, now: datetime) -> list[spark.Trend]:
+    """Given a volume's key, return TRENDS of the last TREND_DAYS from the history."""
+    since = now - timedelta(days=TREND_DAYS)
+    found = []
+    for label, unit, name, key in TRENDS:
+        points = history.points(reports_dir, name, key, volume, since)
+        missing = f"no run has measured it: nescord-ops report {name}"
+        found.append(spark.trend(label, unit, points, missing=missing))
+    return found
+
+
+def _utc(run: RunRow) -> datetime:
+    return run.generated_at.astimezone(UTC)
+
+
+def _worst(runs: Iterable[RunRow]) -> Status:
+    seen = {run.status for run in runs}
+    return next(status for status in _RANK if status in seen)
+
+
+@cache
+def _environment() -> Any:
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(render.TEMPLATES)
+    return jinja2.Environment(autoescape=True, loader=loader, trim_blocks=True, lstrip_blocks=True)
+
+
+def _render(template: str, **values: Any) -> str:
+    text: str = (
+        _environment()
+        .get_template(template)
+        .render(**values, csp=render.CSP, style=show.Markup(render.style()), version=__version__)
+    )
+    return text
