@@ -99,7 +99,7 @@ def run(
         values = _values(notebooks, {"depth": depth}, parameters)
         target = _target(out, notebooks, options, demo=demo)
         began = (now or datetime.now(UTC)).astimezone(UTC)
-        building = stack.enter_context(publish.building(target))
+        building = stack.enter_context(publish.building(target, began))
         if demo:
             say("making a sample volume")
             options = _sample(stack)
