@@ -63,6 +63,7 @@ def report(
     else:
         rows = [(page.status, page.name, as_text(page.headline)) for page in made.pages]
         write_table(rows)
+        typer.echo(printable(made.changed))
         typer.echo(f"Report: {printable(str(made.index))}")
     raise typer.Exit(made.exit_code)
 

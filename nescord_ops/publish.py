@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nescord_ops import checks, history, overlap, render
+from nescord_ops import checks, compare, history, overlap, render
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 from nescord_ops.show import printable
@@ -30,7 +30,7 @@ _DOCUMENT_BYTES = 16_000_000  # ours have some 50 kB
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Page:
-    """One notebook's result: where it lies, what it came to, and how long it ran."""
+    """One notebook's result: where it lies, what it came to, how long it ran, what changed."""
 
     name: str
     status: Status
@@ -39,6 +39,12 @@ class Page:
     notebook: Path
     json: Path
     seconds: float
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def row(self) -> history.PageRow:
+        """What the history keeps of it."""
+        return _row(self.name, self.status, self.headline, self.changes)
 
     def moved(self, directory: Path) -> Page:
         """Return the page with its three files in another directory."""
@@ -65,7 +71,8 @@ def write(building: Path, document: Mapping[str, Any], content: Any, seconds: fl
             file.write_bytes(text.encode("utf-8", "backslashreplace"))
     seen = checks.headline(render.findings(document))
     status = Status(document["status"])
-    return Page(name, status, seen, html, notebook, sidecar, seconds)
+    changes = document.get("changes", {})
+    return Page(name, status, seen, html, notebook, sidecar, seconds, changes)
 
 
 def publish(
@@ -85,9 +92,8 @@ def publish(
     """
     with _refusals():
         present = _present(target)
-        _adopt(target, present)
         stamp = _free(began, present)
-        rows = tuple(history.PageRow(p.name, p.status.value, p.headline) for p, _ in results)
+        rows = tuple(page.row for page, _ in results)
         status = worst(page.status for page, _ in results)
         this = history.RunRow(stamp, began, status.value, demo, rows)
         history.record(target, this, [document for _, document in results])
@@ -140,23 +146,29 @@ def _remove(run: Path) -> None:
 
 def _adopt(target: Path, present: Sequence[str]) -> None:
     """Read runs that the history does not know back into it, from their JSON files."""
-    recorded = {row.stamp for row in history.runs(target)}
-    for stamp in sorted(set(present) - recorded):
+    recorded = {stamp for (stamp,) in history.select(target, "SELECT stamp FROM runs")}
+    for stamp in sorted(set(present) - recorded, key=_order):
         documents = []
         for file in sorted(target.joinpath(stamp).glob("*.json")):
             with contextlib.suppress(
                 OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
             ):
-                documents.append((_row(file, document := _document(file)), document))
-        status = worst(Status(row.status) for row, _ in documents)
+                document = _document(file)
+                headline, status = checks.headline(render.findings(document)), document["status"]
+                changes = document.get("changes", {})
+                name = printable(file.stem)
+                documents.append((_row(name, Status(status), headline, changes), document))
+        worst_status = worst(Status(row.status) for row, _ in documents)
         began = _began(stamp)
         assert began
-        row = history.RunRow(stamp, began, status.value, False, tuple(r for r, _ in documents))
+        demo = any(document.get("demo") for _, document in documents)
+        pages = tuple(row for row, _ in documents)
+        row = history.RunRow(stamp, began, worst_status.value, demo, pages)
         history.record(target, row, [document for _, document in documents])
 
 
 def _document(file: Path) -> dict[str, Any]:
-    """Read one JSON document of a run; raise ValueError, KeyError or TypeError if it is none."""
+    """Read one JSON document of a run; raise what `_adopt` passes over if it is not one."""
     if not file.is_file() or file.stat().st_size > _DOCUMENT_BYTES:
         raise ValueError("not one of ours")
     document: dict[str, Any] = json.loads(file.read_text("utf-8"))
@@ -165,9 +177,12 @@ def _document(file: Path) -> dict[str, Any]:
     return document
 
 
-def _row(file: Path, document: Mapping[str, Any]) -> history.PageRow:
-    headline = checks.headline(render.findings(document))
-    return history.PageRow(printable(file.stem), Status(document["status"]).value, headline)
+def _row(name: str, status: Status, headline: str, changes: Mapping[str, Any]) -> history.PageRow:
+    previous = changes.get("previous") or ""
+    if previous:
+        previous = history.iso(datetime.fromisoformat(previous))
+    changed = compare.words(changes) if changes else ""
+    return history.PageRow(name, status.value, headline, previous, changed)
 
 
 def _free(began: datetime, present: Sequence[str]) -> str:
@@ -193,6 +208,7 @@ def worst(statuses: Iterable[Status]) -> Status:
 def building(target: Path, began: datetime) -> Iterator[Path]:
     """Hold `target` for one run and yield a hidden directory in it, removed unless it was renamed.
 
+    Runs that the history has lost are read back into it first: this run is compared with them.
     Raise ReportError if it cannot be made, or if another run is at work there.
     """
     with contextlib.ExitStack() as stack:
@@ -201,6 +217,7 @@ def building(target: Path, began: datetime) -> Iterator[Path]:
             stack.enter_context(overlap.alone(target))
             directory = target / overlap.building_name(began)
             directory.mkdir()
+            _adopt(target, _present(target))
         try:
             yield directory
         finally:

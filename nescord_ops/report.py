@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nescord_ops import __version__, checks, history, publish, render
+from nescord_ops import __version__, checks, compare, history, publish, render
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 from nescord_ops.kernel import Nursery
@@ -52,9 +52,16 @@ class Run:
         """1 if a page failed, else 2 if one could not be checked, else 0."""
         return self.status.exit_code
 
+    @property
+    def changed(self) -> str:
+        """What changed since the previous run, in a sentence."""
+        rows = (page.row for page in self.pages)
+        return compare.line((row.name, row.previous, row.changed) for row in rows)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the run as JSON values."""
-        return {**checks.plain(self), "status": self.status.value, "exit_code": self.exit_code}
+        verdict = {"status": self.status.value, "exit_code": self.exit_code}
+        return {**checks.plain(self), **verdict, "changed": self.changed}
 
 
 def run(
@@ -97,7 +104,7 @@ def run(
         notebooks = [runner.read(path, name) for name, path in paths.items()]
         notebooks = _refuse_unknown(notebooks, parameters)
         values = _values(notebooks, {"depth": depth}, parameters)
-        target = _target(out, notebooks, options, demo=demo)
+        target, place = _target(out, notebooks, options, demo=demo)
         began = (now or datetime.now(UTC)).astimezone(UTC)
         building = stack.enter_context(publish.building(target, began))
         if demo:
@@ -110,6 +117,9 @@ def run(
 
         def finish(notebook: Notebook, executed: Executed) -> None:
             document = _document(notebook, executed, began)
+            document["settings"] = document["settings"] or place
+            document["demo"] = demo
+            document["changes"] = compare.changes(target, document, began, demo=demo)
             page = publish.write(building, document, executed.content, executed.seconds)
             done[page.name] = (page, document)
             say(f"{page.name}: {page.headline} ({page.seconds:.1f} s)")
@@ -200,14 +210,18 @@ def _values(
 
 def _target(
     out: Path | None, notebooks: Sequence[Notebook], options: Mapping[str, Any], *, demo: bool
-) -> Path:
-    """The reports directory; raise SettingsError if there is no volume to report on."""
+) -> tuple[Path, dict[str, str]]:
+    """The reports directory, and the settings of a notebook that ends without showing its own.
+
+    Raise SettingsError if there is no volume to report on.
+    """
     from nescord_ops import settings
 
-    default = Path(os.environ.get("NESCORD_OPS_REPORTS_DIR") or "reports")
+    default, place = Path(os.environ.get("NESCORD_OPS_REPORTS_DIR") or "reports"), {}
     if not demo and any("app_dir" in notebook.declared for notebook in notebooks):
-        default = settings.load(**options).reports_dir
-    return (out or default).absolute()
+        loaded = settings.load(**options)
+        default, place = loaded.reports_dir, {"database": printable(str(loaded.database))}
+    return (out or default).absolute(), place
 
 
 def _sample(stack: contextlib.ExitStack) -> dict[str, str]:

@@ -176,7 +176,7 @@ def test_every_end_of_a_notebook_has_its_status_and_its_page(
 def test_the_json_has_the_fields_of_the_contract(everything: report.Run) -> None:
     fields = {
         "schema_version", "name", "status", "generated_at", "tool_version", "settings", "checks",
-        "data",
+        "data", "demo", "changes",
     }  # fmt: skip
     asked = {field.name for field in dataclasses.fields(checks.Check)}
     for found in everything.pages:
