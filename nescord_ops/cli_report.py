@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,10 +16,16 @@ from nescord_ops.terminal import (
     Depth,
     Invocation,
     as_text,
+    log,
     progress,
     write_json,
     write_table,
 )
+
+if TYPE_CHECKING:
+    from nescord_ops.notify import Outlets
+
+NEXT_STEPS = 3  # in the log; the page has them all
 
 
 def report(
@@ -41,12 +49,31 @@ def report(
     timeout: Annotated[
         float, typer.Option(help="Seconds that a notebook may take.", metavar="SECONDS")
     ] = 600,
+    notify: Annotated[
+        list[str] | None,
+        typer.Option(help="Discord webhook, or an address of apprise's.", metavar="URL"),
+    ] = None,
+    notify_on: Annotated[
+        str,
+        typer.Option(
+            help="failure and recovery; change of the verdict; always.",
+            metavar="failure|change|always",
+        ),
+    ] = "failure",
+    ping: Annotated[
+        str, typer.Option(help="GET on success, URL/fail on failure.", metavar="URL")
+    ] = "",
 ) -> None:
     """Run the notebooks and write HTML and JSON reports with an index."""
+    from nescord_ops import notify as notices
     from nescord_ops import report as capability
+    from nescord_ops.settings import addresses
 
     call: Invocation = context.obj
-    with progress() as say:
+    places = {name: call.options.get(name) for name in ("app_dir", "env_file")}
+    known = {} if demo else addresses(**places)
+    outlets = notices.outlets(notify or (), ping, notify_on, known)
+    with _errors_told(outlets), progress() as say:
         made = capability.run(
             names or (),
             options=call.options,
@@ -58,6 +85,11 @@ def report(
             timeout_seconds=timeout,
             progress=say,
         )
+        message = notices.of_run(made, notices.before(made))
+        for problem in message.problems[:NEXT_STEPS]:
+            say(f"next: {problem.name}: {problem.summary} → {problem.hint}")
+    for line in outlets.tell(message):
+        log(f"warning: {line}")
     if call.json:
         write_json(made.to_dict())
     else:
@@ -66,6 +98,19 @@ def report(
         typer.echo(printable(made.changed))
         typer.echo(f"Report: {printable(str(made.index))}")
     raise typer.Exit(made.exit_code)
+
+
+@contextlib.contextmanager
+def _errors_told(outlets: Outlets) -> Iterator[None]:
+    """Tell of whatever keeps a report from being made, and let it go on."""
+    from nescord_ops import notify
+
+    try:
+        yield
+    except Exception as error:
+        for line in outlets.tell(notify.of_error(error)):
+            log(f"warning: {line}")
+        raise
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -1,36 +1,33 @@
 """Put runs where people read them: atomically, indexed, recorded, and only so many.
 
-A run is built in a hidden directory and renamed into place, so a reader never sees half of one.
-Runs that publish at the same moment wait for each other.
+A run is built in a hidden directory and renamed into place, so a reader never sees half of one,
+and an old one is renamed out of sight before it is removed. One run at a time (`overlap`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import itertools
 import json
 import os
 import re
-import secrets
 import shutil
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from nescord_ops import checks, compare, history, index, render
+from nescord_ops import checks, compare, history, index, overlap, render
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 from nescord_ops.results import Result
+from nescord_ops.show import printable
 
 STAMP = re.compile(r"\d{8}T\d{6}Z(-\d+)?")
-_BUILDING = ".building-"
-_ABANDONED_SECONDS = 86_400
+_DOCUMENT_BYTES = 16_000_000  # ours have some 50 kB
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -95,20 +92,24 @@ def publish(
 ) -> str:
     """Record the run, rename it into place, renew the index and remove old runs; return its stamp.
 
-    The history comes first: a row without a directory is not shown, and trends may have it.
+    The caller holds the directory (`building`). The history comes first: a row without a directory
+    is not shown, and trends may have it. With `keep`, this run and the newest others stay; what is
+    no run of ours is never removed.
     """
-    with _refusals(), _locked(target):
+    with _refusals():
         present = _present(target)
-        _adopt(target, present)
         stamp = _free(began, present)
         rows = tuple(page.row for page, _ in results)
         status = worst(page.status for page, _ in results)
         this = history.RunRow(stamp, began, status.value, demo, rows)
         history.record(target, this, [document for _, document in results])
-        kept = sorted([stamp, *present], key=_order, reverse=True)[:keep]
-        oldest = min(began - timedelta(days=index.TREND_DAYS), _second(kept[-1]))
-        keeping = set(kept)
-        known = history.runs(target, since=oldest)
+        others = sorted(present, key=_order, reverse=True)
+        keeping = {stamp, *(others if keep is None else others[: keep - 1])}
+        oldest = min(began - timedelta(days=index.TREND_DAYS), *map(_second, keeping))
+        known = [
+            row if row.stamp == stamp or row.stamp not in keeping else _whole(target, row)
+            for row in history.runs(target, since=oldest)
+        ]
         new, run_page = building / ".index", building / "index.html"
         if not run_page.exists():
             row = next((row for row in known if row.stamp == stamp), this)
@@ -119,31 +120,44 @@ def publish(
             if row.stamp in keeping
         }
         _write(new, index.page(known, links, target))
-        new = new.rename(target / f"{_BUILDING}index-{stamp}")
+        new = new.rename(target / f"{overlap.BUILDING}index-{stamp}")
         building.rename(target / stamp)
         new.replace(target / "index.html")
         for name in set(present) - keeping:
-            shutil.rmtree(target / name, ignore_errors=True)
+            _remove(target / name)
     return stamp
 
 
 def _present(target: Path) -> list[str]:
-    """The stamps of the runs in a reports directory; links and other people's names are left out.
-
-    What a killed run left behind is removed after a day.
-    """
-    found = []
+    """The stamps of the runs in a reports directory, without links and other people's names."""
     with os.scandir(target) as entries:
-        for entry in entries:
-            if not entry.is_dir(follow_symlinks=False):
-                continue
-            if STAMP.fullmatch(entry.name):
-                found.append(entry.name)
-            elif entry.name.startswith(_BUILDING):
-                age = time.time() - entry.stat(follow_symlinks=False).st_mtime
-                if age > _ABANDONED_SECONDS:
-                    shutil.rmtree(entry.path, ignore_errors=True)
-    return found
+        return [e.name for e in entries if e.is_dir(follow_symlinks=False) and _is_run(e.name)]
+
+
+def _is_run(name: str) -> bool:
+    """Whether a directory is named as a run's is: of a time that exists."""
+    try:
+        return bool(STAMP.fullmatch(name) and _second(name))
+    except ValueError:
+        return False
+
+
+def _whole(target: Path, row: history.RunRow) -> history.RunRow:
+    """The run with the pages that are there: the index has no link that leads nowhere."""
+    try:
+        there = {entry.name for entry in os.scandir(target / row.stamp)}
+    except OSError:
+        there = set()
+    pages = (p for p in row.pages if {f"{p.name}.html", f"{p.name}.json"} <= there)
+    return dataclasses.replace(row, pages=tuple(pages))
+
+
+def _remove(run: Path) -> None:
+    """Remove an old run as a whole; one that cannot be is left for the next run to remove."""
+    hidden = run.with_name(f"{overlap.BUILDING}old-{run.name}")
+    with contextlib.suppress(OSError):
+        run.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _adopt(target: Path, present: Sequence[str]) -> None:
@@ -152,11 +166,14 @@ def _adopt(target: Path, present: Sequence[str]) -> None:
     for stamp in sorted(set(present) - recorded, key=_order):
         documents = []
         for file in sorted(target.joinpath(stamp).glob("*.json")):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                document = json.loads(file.read_text("utf-8"))
+            with contextlib.suppress(
+                OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
+            ):
+                document = _document(file)
                 headline = checks.headline(render.findings(document), file.stem)
                 changes = document.get("changes", {})
-                page = _row(file.stem, Status(document["status"]), headline, changes)
+                status = Status(document["status"])
+                page = _row(printable(file.stem), status, headline, changes)
                 documents.append((page, document))
         worst_status = worst(Status(row.status) for row, _ in documents)
         began = _second(stamp)
@@ -164,6 +181,16 @@ def _adopt(target: Path, present: Sequence[str]) -> None:
         pages = tuple(row for row, _ in documents)
         row = history.RunRow(stamp, began, worst_status.value, demo, pages)
         history.record(target, row, [document for _, document in documents])
+
+
+def _document(file: Path) -> dict[str, Any]:
+    """Read one JSON document of a run; raise what `_adopt` passes over if it is not one."""
+    if not file.is_file() or file.stat().st_size > _DOCUMENT_BYTES:
+        raise ValueError("not one of ours")
+    document: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    history.measurements(document)
+    history.volume_key(document["settings"].get("database") or "")
+    return document
 
 
 def _row(name: str, status: Status, headline: str, changes: Mapping[str, Any]) -> history.PageRow:
@@ -205,21 +232,23 @@ def worst(statuses: Iterable[Status]) -> Status:
 
 
 @contextlib.contextmanager
-def building(target: Path) -> Iterator[Path]:
-    """Yield a hidden directory in `target`; remove it unless it was renamed into place.
+def building(target: Path, began: datetime) -> Iterator[Path]:
+    """Hold `target` for one run and yield a hidden directory in it, removed unless it was renamed.
 
     Runs that the history has lost are read back into it first: this run is compared with them.
-    Raise ReportError if it cannot be made.
+    Raise ReportError if it cannot be made, or if another run is at work there.
     """
-    directory = target / f"{_BUILDING}{secrets.token_hex(8)}"
-    with _refusals():
-        directory.mkdir(parents=True)
-        with _locked(target):
+    with contextlib.ExitStack() as stack:
+        with _refusals():
+            target.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(overlap.alone(target))
+            directory = target / overlap.building_name(began)
+            directory.mkdir()
             _adopt(target, _present(target))
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -232,14 +261,3 @@ def _refusals() -> Iterator[None]:
             f"the report cannot be written: {error}",
             "make room or get permission to write there, or name another directory with --out",
         ) from error
-
-
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Let one run at a time publish; the lock is on the directory itself and leaves no file."""
-    handle = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -23,6 +23,7 @@ from nescord_ops.errors import ReportError
 from nescord_ops.kernel import Nursery
 from nescord_ops.publish import Page
 from nescord_ops.results import Result
+from nescord_ops.settings import OUR_SECRETS
 from nescord_ops.show import printable
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def run(
         values = _values(notebooks, {"depth": depth}, parameters)
         target, place = _target(out, notebooks, options, demo=demo)
         began = (now or datetime.now(UTC)).astimezone(UTC)
-        building = stack.enter_context(publish.building(target))
+        building = stack.enter_context(publish.building(target, began))
         if demo:
             say("making a sample volume")
             options = _sample(stack)
@@ -124,12 +125,27 @@ def run(
             page = publish.write(building, document, executed.content, executed.seconds)
             done[page.name] = (page, document)
             say(f"{page.name}: {page.headline} ({page.seconds:.1f} s)")
+            if at_work:
+                say(f"running {', '.join(at_work)}")
 
         keeper = stack.enter_context(runner.kernels(nursery, _environment(target, demo=demo)))
         workers = jobs or min(len(notebooks), len(os.sched_getaffinity(0)))
-        _execute(notebooks, values, keeper, workers, timeout_seconds, finish)
+        at_work: list[str] = []
+
+        def work(notebook: Notebook) -> Executed:
+            at_work.append(notebook.name)
+            say(f"running {', '.join(at_work)}")
+            try:
+                return runner.execute(notebook, values[notebook.name], keeper, timeout_seconds)
+            finally:
+                at_work.remove(notebook.name)
+
+        volume = "a sample volume" if demo else place.get("database", "no volume")
+        say(f"reporting on {volume}: {', '.join(paths)}; {workers} at once")
+        _execute(notebooks, work, keeper, workers, finish)
         ordered = [done[notebook.name] for notebook in notebooks]
         stamp = publish.publish(target, building, ordered, began, keep, demo=demo)
+        say(f"published {target / stamp}")
     pages = tuple(page.moved(target / stamp) for page, _ in ordered)
     return Run(target / stamp, target / "index.html", pages, demo)
 
@@ -236,21 +252,22 @@ def _sample(stack: contextlib.ExitStack) -> dict[str, str]:
 def _environment(target: Path, *, demo: bool) -> dict[str, str]:
     """The kernels' environment; a demo's knows nothing of the operator's real volume."""
     inherited = {
-        name: value for name, value in os.environ.items() if not (demo and name.startswith(_REAL))
+        name: value
+        for name, value in os.environ.items()
+        if not (demo and name.startswith(_REAL)) and name not in OUR_SECRETS
     }
     return {**inherited, "NESCORD_OPS_REPORTS_DIR": str(target)}
 
 
 def _execute(
     notebooks: Sequence[Notebook],
-    values: Mapping[str, Mapping[str, object]],
+    work: Callable[[Notebook], Executed],
     keeper: Kernels,
     workers: int,
-    timeout_seconds: float,
     finish: Callable[[Notebook, Executed], None],
 ) -> None:
-    """Run the notebooks in parallel and call `finish` for each, in this thread, as it ends."""
-    from nescord_ops.runner import Executed, Stop, execute
+    """Run the notebooks by `work`, in parallel; call `finish` for each in this thread."""
+    from nescord_ops.runner import Executed, Stop
 
     for notebook in notebooks:
         if notebook.problem:
@@ -259,13 +276,12 @@ def _execute(
             finish(notebook, Executed(notebook.content, stop, 0.0))
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         running = {}
-        for notebook in notebooks:
-            if not notebook.problem:
-                given = (notebook, values[notebook.name], keeper, timeout_seconds)
-                running[pool.submit(execute, *given)] = notebook
-                # The first, which takes longest, has its kernel before the nursery is complete.
-                keeper.first_asked.wait(1)
         try:
+            for notebook in notebooks:
+                if not notebook.problem:
+                    running[pool.submit(work, notebook)] = notebook
+                    # The first, which takes longest, has its kernel before the nursery is complete.
+                    keeper.first_asked.wait(1)
             _import_the_rest()
             for future in concurrent.futures.as_completed(running):
                 finish(running[future], future.result())
