@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from nescord_ops import cli_fleet
 from nescord_ops.errors import SettingsError
 from nescord_ops.show import printable
 from nescord_ops.terminal import (
@@ -41,11 +42,35 @@ def report(
     timeout: Annotated[
         float, typer.Option(help="Seconds that a notebook may take.", metavar="SECONDS")
     ] = 600,
+    fleet: Annotated[
+        Path | None, typer.Option(help="Do it for every volume of a TOML file.", metavar="FILE")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Volumes of a fleet at once; default 1.", metavar="N")
+    ] = None,
+    deadline: Annotated[
+        float, typer.Option(help="Seconds that a volume of a fleet may take.", metavar="SECONDS")
+    ] = 1800,
+    dask: Annotated[
+        str, typer.Option(help="Dask scheduler that shares a fleet out.", metavar="ADDRESS")
+    ] = "",
 ) -> None:
     """Run the notebooks and write HTML and JSON reports with an index."""
+    call: Invocation = context.obj
+    if fleet:
+        options = {
+            "depth": depth,
+            "parameters": dict(_pair(text) for text in parameter or ()),
+            "out": out,
+            "keep": keep,
+            "timeout_seconds": timeout,
+            "deadline_seconds": deadline,
+        }
+        cli_fleet.report(call, fleet, names or (), dask=dask, demo=demo, jobs=jobs, options=options)
+    if jobs or dask:
+        raise SettingsError("--jobs and --dask are for a fleet", "name its file with --fleet")
     from nescord_ops import report as capability
 
-    call: Invocation = context.obj
     with progress() as say:
         made = capability.run(
             names or (),

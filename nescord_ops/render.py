@@ -41,14 +41,16 @@ def page(content: Any, document: Mapping[str, Any]) -> str:
 
 def index(runs: Iterable[RunRow]) -> str:
     """Given the runs, newest first, return the index page; its links are relative."""
+    return template("runs.html.j2", runs=[_row(run) for run in runs])
+
+
+def template(name: str, **values: Any) -> str:
+    """Given a template's name and its values, return the page; strings are escaped."""
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(TEMPLATES))
-    return environment.get_template("runs.html.j2").render(
-        runs=[_row(run) for run in runs],
-        csp=CSP,
-        style=_Safe(_style()),
-        version=__version__,
+    return environment.get_template(name).render(
+        **values, csp=CSP, style=Safe(_style()), version=__version__
     )
 
 
@@ -69,7 +71,7 @@ def _row(run: RunRow) -> dict[str, Any]:
     """One line of the index, with everything but the badges still to be escaped."""
     pages = [
         {
-            "badge": _Safe(show.badge(page.status)),
+            "badge": Safe(show.badge(page.status)),
             "name": page.name,
             "headline": page.headline,
             "html": _link(run.stamp, f"{page.name}.html"),
@@ -78,7 +80,7 @@ def _row(run: RunRow) -> dict[str, Any]:
         for page in run.pages
     ]
     return {
-        "badge": _Safe(show.badge(run.status)),
+        "badge": Safe(show.badge(run.status)),
         "generated_at": run.generated_at.isoformat(),
         "time": show.moment(run.generated_at),
         "demo": run.demo,
@@ -86,7 +88,7 @@ def _row(run: RunRow) -> dict[str, Any]:
     }
 
 
-class _Safe(str):
+class Safe(str):
     """HTML that this package made and escaped itself, as jinja2 knows it."""
 
     __slots__ = ()

@@ -22,6 +22,7 @@ from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 from nescord_ops.kernel import Nursery
 from nescord_ops.publish import Page
+from nescord_ops.settings import OF_A_VOLUME
 from nescord_ops.show import printable
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 
 OPTIONS = ("app_dir", "env_file", "database_url", "chroma_dir")  # of settings.load
 RUN_CHECK = "notebook.run"
-# What the operator's shell may hold for the real volume, and a demo must not see.
-_REAL = ("CHROMADB_", "RAILWAY_", "NESCORD_OPS_", "DATABASE_URL", "EMBEDDING_DIMENSION")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -221,7 +220,9 @@ def _sample(stack: contextlib.ExitStack) -> dict[str, str]:
 def _environment(target: Path, *, demo: bool) -> dict[str, str]:
     """The kernels' environment; a demo's knows nothing of the operator's real volume."""
     inherited = {
-        name: value for name, value in os.environ.items() if not (demo and name.startswith(_REAL))
+        name: value
+        for name, value in os.environ.items()
+        if not (demo and name.startswith(OF_A_VOLUME))
     }
     return {**inherited, "NESCORD_OPS_REPORTS_DIR": str(target)}
 

@@ -18,6 +18,8 @@ from typing import Any
 from nescord_ops.errors import SettingsError
 
 SECRETS = ("DISCORD_TOKEN", "OPENAI_API_KEY", "GEMINI_API_KEY")
+# What a shell may hold for one volume, and a sample or another volume must not see.
+OF_A_VOLUME = ("CHROMADB_", "RAILWAY_", "NESCORD_OPS_", "DATABASE_URL", "EMBEDDING_DIMENSION")
 SHOWN = ("CHROMADB_", "DATABASE_URL", "EMBEDDING_DIMENSION", "NESCORD_OPS_", "RAILWAY_VOLUME_")
 ENV_FILE_BYTES = 1_000_000
 SQLITE_PREFIX = "sqlite:///"

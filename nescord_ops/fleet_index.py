@@ -1,0 +1,115 @@
+"""The page above the reports of a fleet: one verdict, what to do, and a line for every volume."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from nescord_ops import publish, render, show
+from nescord_ops.checks import Status
+from nescord_ops.errors import ReportError
+
+if TYPE_CHECKING:
+    from nescord_ops.member import Outcome
+
+TODO_LIMIT = 8
+
+
+def headline(volumes: Sequence[Outcome]) -> str:
+    """Given what became of the volumes, return the verdict in one sentence, then the counts."""
+    status = publish.worst(each.status for each in volumes)
+    whole = all(page.headline.startswith("Healthy") for each in volumes for page in each.pages)
+    opening = {
+        Status.OK: "All healthy." if whole else "Nothing wrong in what was looked at.",
+        Status.WARN: "Healthy, with warnings." if whole else "Warnings in what was looked at.",
+        Status.FAIL: "Not safe.",
+        Status.UNKNOWN: "Could not check.",
+    }[status]
+    words = {
+        Status.FAIL: "failed",
+        Status.UNKNOWN: "not checked",
+        Status.WARN: "with warnings",
+        Status.OK: "ok",
+    }
+    count = Counter(each.status for each in volumes)
+    parts = ", ".join(f"{count[level]} {word}" for level, word in words.items() if count[level])
+    return f"{opening} {len(volumes)} {'volume' if len(volumes) == 1 else 'volumes'}: {parts}."
+
+
+def write(out: Path, volumes: Sequence[Outcome], at: datetime, document: Mapping[str, Any]) -> None:
+    """Put `fleet.json` and `index.html` in place, each at once. Raise ReportError if refused."""
+    texts = {
+        "fleet.json": json.dumps(document, ensure_ascii=False, indent=1) + "\n",
+        "index.html": page(out, volumes, at),
+    }
+    for name, text in texts.items():
+        new = out / f".{name}-{secrets.token_hex(8)}"
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            new.write_bytes(text.encode("utf-8", "backslashreplace"))
+            new.replace(out / name)
+        except OSError as error:
+            raise ReportError(
+                f"the fleet's index cannot be written: {error}",
+                "make room or get permission to write there, or name another directory with --out",
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                new.unlink()
+
+
+def page(out: Path, volumes: Sequence[Outcome], at: datetime) -> str:
+    """Given what became of the volumes, worst first, return the page; its links are relative."""
+    status = publish.worst(each.status for each in volumes)
+    word, _, counts = headline(volumes).partition(". ")
+    rows = [_row(out, each) for each in volumes]
+    wanting = [row for row in rows if row["todo"]]
+    return render.template(
+        "fleet.html.j2",
+        status=status.value,
+        symbol=show.SYMBOLS[status],
+        word=word,
+        counts=counts,
+        todo=wanting[:TODO_LIMIT],
+        more=len(wanting) - TODO_LIMIT,
+        volumes=rows,
+        generated_at=at.isoformat(),
+        time=show.moment(at),
+    )
+
+
+def _row(out: Path, each: Outcome) -> dict[str, Any]:
+    """One volume's line. What lies on another machine is named, and nothing links to it."""
+    here = bool(each.stamp) and (out / each.name / each.stamp).is_dir()
+    index = out / each.name / "index.html"
+    folder = quote(each.name)
+    pages = [
+        {
+            "badge": render.Safe(show.badge(page.status)),
+            "name": page.name,
+            "headline": page.headline,
+            "link": f"{folder}/{quote(each.stamp)}/{quote(page.name)}.html" if here else "",
+        }
+        for page in each.pages
+    ]
+    return {
+        "name": each.name,
+        "badge": render.Safe(show.badge(each.status)),
+        "headline": each.headline,
+        "link": f"{folder}/index.html" if index.is_file() else "",
+        "elsewhere": each.host if each.stamp and not here else "",
+        "since": each.since and each.since.isoformat(),
+        "since_time": show.moment(each.since),
+        "ran": bool(each.stamp),
+        "looked_at": each.looked_at and each.looked_at.isoformat(),
+        "looked_at_time": show.moment(each.looked_at),
+        "pages": pages,
+        "todo": each.checks[:1] if each.status.exit_code else (),
+    }
