@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from nescord_ops import checks, history, render, report
+from nescord_ops import checks, history, render, report, settings
 from nescord_ops.checks import Check, Status
 from nescord_ops.errors import OpsError, SettingsError
 from nescord_ops.history import PageRow
@@ -32,7 +32,7 @@ from nescord_ops.settings import OF_A_VOLUME, SECRETS
 from nescord_ops.show import printable
 
 RUN_CHECK = "fleet.run"
-END_SECONDS = 5.0  # to clean up before it is killed, and to be gone after
+END_SECONDS = 10.0  # to clean up before it is killed, and to be gone after
 ANSWER_BYTES = 262_144
 TEXT_LIMIT, CHECKS_LIMIT, PAGES_LIMIT = 500, 3, 50
 _running: set[subprocess.Popen[bytes]] = set()
@@ -221,13 +221,16 @@ def _end_with_starter() -> None:
     """When standard input ends, so did whoever waits for us: clean up and end."""
     while os.read(0, 4096):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    # To the main thread, which waits for a lock: a signal to any other does not wake it.
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
     time.sleep(END_SECONDS)
     os._exit(1)
 
 
 def _run(task: Task) -> Outcome:
     """Run the notebooks as a single run does; raise OpsError if nothing could be published."""
+    load: Any = settings.load
+    load(**task.options)  # a volume that is not there is told from here at once
     reports = Path(task.reports)
     made = report.run(
         task.notebooks,

@@ -245,13 +245,13 @@ def _execute(
             finish(notebook, Executed(notebook.content, stop, 0.0))
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         running = {}
-        for notebook in notebooks:
-            if not notebook.problem:
-                given = (notebook, values[notebook.name], keeper, timeout_seconds)
-                running[pool.submit(execute, *given)] = notebook
-                # The first, which takes longest, has its kernel before the nursery is complete.
-                keeper.first_asked.wait(1)
         try:
+            for notebook in notebooks:
+                if not notebook.problem:
+                    given = (notebook, values[notebook.name], keeper, timeout_seconds)
+                    running[pool.submit(execute, *given)] = notebook
+                    # The first, which takes longest, has its kernel before the nursery is whole.
+                    keeper.first_asked.wait(1)
             _import_the_rest()
             for future in concurrent.futures.as_completed(running):
                 finish(running[future], future.result())
