@@ -185,7 +185,7 @@ def test_what_travels_is_small_and_survives_the_journey(four: fleet.Fleet) -> No
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[[volume", "cannot be read: .*line 1"),
+        ("[[volume]]\nname=?", "cannot be read: .*line 2"),
         ("", "describes no volume"),
         ("volume = 3", "describes no volume"),
         ("volume = [3]", "volume 1 is no table"),
@@ -201,7 +201,8 @@ def test_what_travels_is_small_and_survives_the_journey(four: fleet.Fleet) -> No
                          "20261124T031500Z", "index.html")
         ),
         ("[[volume]]\nname='a'\napp_dir='x'\n[[volume]]\nname='A'\napp_dir='y'", "two volumes"),
-        ("[[volume]]\nname='é'\napp_dir='x'\n[[volume]]\nname='é'\napp_dir='y'", "two volumes"),
+        ('[[volume]]\nname="\\u00e9"\napp_dir="x"\n[[volume]]\nname="e\\u0301"\napp_dir="y"',
+         "two volumes"),
         ("[[volume]]\nname='a'\napp_dir='x'\n[[volume]]\nname='b'\napp_dir='./x'", "same place"),
     ],
 )  # fmt: skip
