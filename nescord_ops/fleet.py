@@ -48,11 +48,12 @@ class Volume:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fleet:
-    """One run for all volumes; the worst outcome first."""
+    """One run for all volumes; the worst outcome first. `before` has the last run's verdicts."""
 
     index: Path
     generated_at: datetime
     volumes: tuple[Outcome, ...]
+    before: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def status(self) -> Status:
@@ -132,7 +133,7 @@ def run(
     processors; on one that is given, as many as it likes, with one notebook at a time each. It
     must see the volumes and `out` under the same paths. `timeout_seconds` is for each notebook,
     `deadline_seconds` for each volume from when it begins. Raise ReportError, before anything
-    runs, for what cannot be meant.
+    runs, for what cannot be meant, and if another fleet is at work in `out`.
     """
     say = progress or (lambda _: None)
     out = (out or _default_out()).absolute()
@@ -155,18 +156,19 @@ def run(
         done[outcome.name] = outcome
         say(f"{outcome.name}: {outcome.headline} ({outcome.seconds:.1f} s)")
 
-    if executor:
-        broken = _gather(executor, tasks, finish)
-        if broken:
-            # A pool of processes that broke takes along what it had not begun. Looking writes
-            # nothing to a volume, so what was lost may be done again, here, one at a time.
-            say(f"the pool broke; {len(broken)} volumes are looked at again")
-            _in_threads(broken, 1, finish)
-    else:
-        _in_threads(tasks, jobs, finish)
-    outcomes = _judged([done[each.name] for each in volumes], out)
-    made = Fleet(out / "index.html", began, tuple(outcomes))
-    fleet_index.write(out, made.volumes, began, made.to_dict())
+    with fleet_index.alone(out):
+        if executor:
+            broken = _gather(executor, tasks, finish)
+            if broken:
+                # A pool of processes that broke takes along what it had not begun. Looking writes
+                # nothing to a volume, so what was lost may be done again, here, one at a time.
+                say(f"the pool broke; {len(broken)} volumes are looked at again")
+                _in_threads(broken, 1, finish)
+        else:
+            _in_threads(tasks, jobs, finish)
+        outcomes = _judged([done[each.name] for each in volumes], out)
+        made = Fleet(out / "index.html", began, tuple(outcomes), fleet_index.verdicts(out))
+        fleet_index.write(made)
     return made
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from nescord_ops import publish, render, show
+from nescord_ops import overlap, publish, render, show
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 
 if TYPE_CHECKING:
+    from nescord_ops.fleet import Fleet
     from nescord_ops.member import Outcome
+    from nescord_ops.notify import Message
 
 TODO_LIMIT = 8
 
@@ -43,26 +44,64 @@ def headline(volumes: Sequence[Outcome]) -> str:
     return f"{opening} {len(volumes)} {'volume' if len(volumes) == 1 else 'volumes'}: {parts}."
 
 
-def write(out: Path, volumes: Sequence[Outcome], at: datetime, document: Mapping[str, Any]) -> None:
-    """Put `fleet.json` and `index.html` in place, each at once. Raise ReportError if refused."""
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Hold a fleet's directory for one run; raise ReportError if another one is at work there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with overlap.alone(out):
+            yield
+    except OSError as error:
+        raise ReportError(
+            f"the fleet's index cannot be written: {error}",
+            "make room or get permission to write there, or name another directory with --out",
+        ) from error
+
+
+def write(made: Fleet) -> None:
+    """Put `fleet.json` and `index.html` in place, each at once."""
+    out = made.index.parent
     texts = {
-        "fleet.json": json.dumps(document, ensure_ascii=False, indent=1) + "\n",
-        "index.html": page(out, volumes, at),
+        "fleet.json": json.dumps(made.to_dict(), ensure_ascii=False, indent=1) + "\n",
+        "index.html": page(out, made.volumes, made.generated_at),
     }
     for name, text in texts.items():
-        new = out / f".{name}-{secrets.token_hex(8)}"
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            new.write_bytes(text.encode("utf-8", "backslashreplace"))
-            new.replace(out / name)
-        except OSError as error:
-            raise ReportError(
-                f"the fleet's index cannot be written: {error}",
-                "make room or get permission to write there, or name another directory with --out",
-            ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                new.unlink()
+        new = out / f"{overlap.BUILDING}{name}"
+        new.write_bytes(text.encode("utf-8", "backslashreplace"))
+        new.replace(out / name)
+
+
+def verdicts(out: Path) -> dict[str, str]:
+    """The volumes' verdicts of the last run in a fleet's directory; none if none can be read."""
+    try:
+        document = json.loads((out / "fleet.json").read_bytes())
+        return {each["name"]: Status(each["status"]).value for each in document["volumes"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def message(made: Fleet) -> Message:
+    """Given a fleet's run, return the one message that tells of it."""
+    from nescord_ops.notify import Message, Problem
+
+    bad = [each for each in made.volumes if each.status.exit_code]
+    opening = made.headline.partition(".")[0]
+    recovered = not bad and any(Status(each).exit_code for each in made.before.values())
+    found = [
+        Problem(f"{each.name} {check.name}", check.status, check.summary, check.hint)
+        for each in bad
+        for check in each.checks
+        if check.status.exit_code
+    ]
+    return Message(
+        made.status,
+        f"{opening}: {', '.join(each.name for each in bad)}" if bad else opening,
+        problems=found,
+        page=str(made.index),
+        about=made.headline.partition(". ")[2],
+        changed=any(made.before.get(each.name, "ok") != each.status for each in made.volumes),
+        recovered=recovered,
+    )
 
 
 def page(out: Path, volumes: Sequence[Outcome], at: datetime) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import math
 import sqlite3
@@ -24,6 +25,7 @@ FILE_NAME = "history.sqlite3"
 APPLICATION_ID = 0x4E4F5053  # "NOPS", so that a file that is not ours is known
 SCHEMA_VERSION = 1
 LOCK_SECONDS = 30.0
+CHANGES = dict.fromkeys(("run", "name", "previous", "changed", "standing"), str)
 UNITS = ("bytes", "seconds", "days", "months", "usd", "percent", "gb")
 _log = logging.getLogger(__name__)
 # What the surroundings did, as against what is wrong with the file (sqlite.org/rescode.html).
@@ -41,22 +43,28 @@ _SURROUNDINGS = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PageRow:
-    """One notebook's verdict in one run."""
+    """One notebook's verdict in one run, and in words what changed since the run at `previous`.
+
+    `previous` is ISO 8601 UTC, empty where there was none.
+    """
 
     name: str
     status: str
     headline: str
+    previous: str = ""
+    changed: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RunRow:
-    """One run; `stamp` is the name of its directory."""
+    """One run; `stamp` is the name of its directory, `volume` the first that a page names."""
 
     stamp: str
     generated_at: datetime
     status: str
     demo: bool
     pages: tuple[PageRow, ...]
+    volume: str = ""
 
 
 def record(reports_dir: Path, run: RunRow, documents: Sequence[Mapping[str, Any]]) -> None:
@@ -79,15 +87,49 @@ def record(reports_dir: Path, run: RunRow, documents: Sequence[Mapping[str, Any]
         _write(file, run, documents)
 
 
-def runs(reports_dir: Path) -> list[RunRow]:
-    """Return every recorded run, newest first; empty where there is no usable history."""
-    pages: dict[str, list[PageRow]] = {}
-    for stamp, *page in _select(reports_dir, "SELECT run, name, status, headline FROM pages"):
-        pages.setdefault(stamp, []).append(PageRow(*page))
-    query = "SELECT stamp, generated_at, status, demo FROM runs ORDER BY generated_at DESC"
+def runs(reports_dir: Path, *, since: datetime | None = None) -> list[RunRow]:
+    """Return the recorded runs, of `since` and later, newest first; empty without a history."""
+    asked = {"since": "" if since is None else iso(since)}
+    found: dict[str, list[PageRow]] = {}
+    volumes: dict[str, str] = {}
+    query = """
+        SELECT p.run, p.volume, p.name, p.status, p.headline, coalesce(c.previous, ''),
+          coalesce(c.changed, '')
+        FROM pages p JOIN runs r ON r.stamp = p.run
+        LEFT JOIN changes c ON c.run = p.run AND c.name = p.name
+        WHERE r.generated_at >= :since ORDER BY p.rowid
+    """
+    for stamp, volume, *page in select(reports_dir, query, asked):
+        found.setdefault(stamp, []).append(PageRow(*page))
+        volumes[stamp] = volumes.get(stamp) or volume
+    query = """
+        SELECT stamp, generated_at, status, demo FROM runs WHERE generated_at >= :since
+        ORDER BY generated_at DESC, rowid DESC
+    """
     return [
-        RunRow(stamp, datetime.fromisoformat(at), status, bool(demo), tuple(pages.get(stamp, ())))
-        for stamp, at, status, demo in _select(reports_dir, query)
+        RunRow(
+            *(stamp, datetime.fromisoformat(at), status, bool(demo)),
+            *(tuple(found.get(stamp, ())), volumes.get(stamp, "")),
+        )
+        for stamp, at, status, demo in select(reports_dir, query, asked)
+    ]
+
+
+def failures(
+    reports_dir: Path, name: str, volume: str, since: datetime
+) -> list[tuple[datetime, float | None]]:
+    """Given a notebook and a volume's key, return how many checks failed in each run.
+
+    Oldest first; None where the run could not look.
+    """
+    query = """
+        SELECT r.generated_at, p.failed, p.status FROM pages p JOIN runs r ON r.stamp = p.run
+        WHERE p.name = ? AND p.volume = ? AND NOT r.demo AND r.generated_at >= ?
+        ORDER BY r.generated_at, r.rowid
+    """
+    return [
+        (datetime.fromisoformat(at), None if status == "unknown" else float(count))
+        for at, count, status in select(reports_dir, query, (name, volume, iso(since)))
     ]
 
 
@@ -107,7 +149,7 @@ def series(
         ORDER BY m.generated_at
     """
     asked = {"key": key, "name": name, "volume": None if volume is None else volume_key(volume)}
-    found = _select(reports_dir, query, asked)
+    found = select(reports_dir, query, asked)
     return [(datetime.fromisoformat(at), float(value)) for at, value in found]
 
 
@@ -132,6 +174,32 @@ def measurements(document: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
     return found
 
 
+def iso(when: datetime) -> str:
+    """Given an aware time, return it as the history writes it: ISO 8601 in UTC, to the second."""
+    return when.astimezone(UTC).isoformat(timespec="seconds")
+
+
+def select(
+    reports_dir: Path, query: str, values: Mapping[str, object] | Sequence[object] = ()
+) -> list[tuple[Any, ...]]:
+    """Given a query, return its rows; none, and a warning, where the history cannot be read."""
+    file = reports_dir.absolute() / FILE_NAME
+    if not file.is_file():
+        return []
+    try:
+        uri = f"{file.as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)) as connection:
+            if not _ours(connection):
+                return []
+            known = "SELECT 1 FROM sqlite_master WHERE name = 'changes'"
+            if not connection.execute(known).fetchone():
+                connection.execute(f"CREATE TEMP TABLE changes ({', '.join(CHANGES)})")
+            return connection.execute(query, values).fetchall()
+    except (sqlite3.Error, ValueError) as error:
+        _log.warning("%s cannot be read, going on without it: %s", file, error)
+        return []
+
+
 def import_database() -> Any:
     """Return sqlite_utils.Database, imported without pandas: 0.3 s and 45 MB for unused types."""
     hidden = {"pandas", "numpy"} - sys.modules.keys()
@@ -151,25 +219,41 @@ def _number(value: object) -> bool:
 def _write(file: Path, run: RunRow, documents: Sequence[Mapping[str, Any]]) -> None:
     """Write one run. Its row in `runs` comes last: without that row nothing of it is seen."""
     Database = import_database()  # noqa: N806
-    at = run.generated_at.astimezone(UTC).isoformat(timespec="seconds")
+    at = iso(run.generated_at)
+    found = [volume_key(document["settings"].get("database") or "") for document in documents]
+    # A notebook that broke off names no volume; the others of its run do.
+    volumes = [volume or next(filter(None, found), "") for volume in found]
     with contextlib.closing(sqlite3.connect(file, timeout=LOCK_SECONDS)) as connection:
         connection.isolation_level = None
         connection.execute("BEGIN IMMEDIATE")
         database = Database(connection)
         _prepare(database)
-        for page, document in zip(run.pages, documents, strict=True):
-            volume = volume_key(document["settings"].get("database") or "")
+        for page, document, volume in zip(run.pages, documents, volumes, strict=True):
             failed = sum(check["status"] == "fail" for check in document["checks"])
             database["pages"].insert(
                 {
                     "run": run.stamp,
-                    **dataclasses.asdict(page),
+                    "name": page.name,
+                    "status": page.status,
+                    "headline": page.headline,
                     "failed": failed,
                     "checks": len(document["checks"]),
                     "volume": volume,
                 },
                 replace=True,
             )
+            standing = _standing(document.get("changes"), at)
+            if standing is not None:
+                database["changes"].insert(
+                    {
+                        "run": run.stamp,
+                        "name": page.name,
+                        "previous": page.previous,
+                        "changed": page.changed,
+                        "standing": json.dumps(standing),
+                    },
+                    replace=True,
+                )
             database["measurements"].insert_all(
                 (
                     {
@@ -197,6 +281,16 @@ def _write(file: Path, run: RunRow, documents: Sequence[Mapping[str, Any]]) -> N
         connection.commit()
 
 
+def _standing(changes: object, at: str) -> dict[str, dict[str, str]] | None:
+    """Given a document's `changes`, return the checks that fail, or did when last looked at."""
+    if not isinstance(changes, dict):
+        return None
+    since, unseen = changes.get("since"), changes.get("unseen")
+    if not isinstance(since, dict) or not isinstance(unseen, dict):
+        return None
+    return {**unseen, **{name: {"since": began, "seen": at} for name, began in since.items()}}
+
+
 def _prepare(database: Any) -> None:
     """Make the tables where the file is new; raise DatabaseError if it is somebody else's."""
     connection = database.conn
@@ -222,6 +316,8 @@ def _prepare(database: Any) -> None:
         pk=("run", "name"),
         if_not_exists=True,
     )
+    database["pages"].create_index(["name", "volume"], if_not_exists=True)
+    database["changes"].create(CHANGES, pk=("run", "name"), if_not_exists=True)
     database["measurements"].create(
         {
             "run": str,
@@ -251,19 +347,3 @@ def _foreign() -> sqlite3.DatabaseError:
     error = sqlite3.DatabaseError("it is not a history of this version")
     error.sqlite_errorcode = sqlite3.SQLITE_NOTADB
     return error
-
-
-def _select(
-    reports_dir: Path, query: str, values: Mapping[str, object] | None = None
-) -> list[tuple[Any, ...]]:
-    """Given a query, return its rows; none, and a warning, where the history cannot be read."""
-    file = reports_dir.absolute() / FILE_NAME
-    if not file.is_file():
-        return []
-    try:
-        uri = f"{file.as_uri()}?mode=ro"
-        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)) as connection:
-            return connection.execute(query, values or {}).fetchall() if _ours(connection) else []
-    except (sqlite3.Error, ValueError) as error:
-        _log.warning("%s cannot be read, going on without it: %s", file, error)
-        return []

@@ -5,21 +5,24 @@ memory. They are processes of their own, in process groups of their own, as any 
 Measured with ipykernel 7.4 and matplotlib 3.11 on Linux.
 
 This file is also the program that forks, run by its path. It reads requests, one JSON document a
-line, and answers each with one; when the process that started it ends, it ends, and its kernels
-notice within a second (`parent_handle`) and end too.
+line, and answers each with one; when the process that started it ends, it ends, and with it every
+kernel and whatever those have started, in whatever session (prctl(2), PR_SET_CHILD_SUBREAPER).
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +42,9 @@ USUAL = (
     "matplotlib.backends.backend_svg",
     "matplotlib.dates",
 )
+
+_SUBREAPER = 36  # linux/prctl.h
+_END_SECONDS = 5
 
 
 class Nursery:
@@ -72,12 +78,14 @@ class Nursery:
         return code
 
     def close(self) -> None:
-        """End the interpreter; what it forked must have been ended before."""
-        self._process.kill()
+        """End the interpreter, which ends all that still descends from it."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream:
                 with contextlib.suppress(OSError):
                     stream.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
+        self._process.kill()
         self._process.wait()
 
     def _send(self, request: Mapping[str, Any]) -> None:
@@ -106,6 +114,19 @@ def alive(pid: int) -> bool:
 
 
 def serve() -> None:
+    """Fork and report as asked until standard input ends; then end everything that was forked.
+
+    What a notebook leaves behind becomes this process's child, so it is found.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+    try:
+        _serve()
+    finally:
+        _end_descendants()
+
+
+def _serve() -> None:
     """Import what kernels need, then fork and report as asked, until standard input ends.
 
     The first kernel does not wait for `USUAL`: the longest notebook is asked for first.
@@ -125,6 +146,31 @@ def serve() -> None:
     gc.freeze()
     for line in iter(requests.readline, b""):
         _answer(json.loads(line))
+
+
+def _end_descendants() -> None:
+    """Kill every process that descends from this one, for a few seconds at the most."""
+    deadline = time.monotonic() + _END_SECONDS / 2
+    while (found := _descendants()) and time.monotonic() < deadline:
+        for pid in found:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _descendants() -> list[int]:
+    """The living processes that descend from this one."""
+    children: dict[int, list[int]] = {}
+    for entry in filter(str.isdigit, os.listdir("/proc")):  # noqa: PTH208
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            with open(f"/proc/{entry}/stat", encoding="utf-8", errors="replace") as file:
+                state, parent = file.read().rpartition(")")[2].split()[:2]
+            if state not in "ZX":
+                children.setdefault(int(parent), []).append(int(entry))
+    found = [*children.get(os.getpid(), ())]
+    for pid in found:
+        found += children.get(pid, ())
+    return found
 
 
 def _answer(request: Mapping[str, Any]) -> None:

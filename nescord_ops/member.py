@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import signal
@@ -232,6 +233,7 @@ def _run(task: Task) -> Outcome:
     load: Any = settings.load
     load(**task.options)  # a volume that is not there is told from here at once
     reports = Path(task.reports)
+    _wait_for(reports)
     made = report.run(
         task.notebooks,
         options=task.options,
@@ -257,6 +259,24 @@ def _run(task: Task) -> Outcome:
         runs[0].generated_at if runs else datetime.now(UTC),
         _cut(next(filter(None, places), "")),
     )
+
+
+def _wait_for(reports: Path) -> None:
+    """Give a run that is being ended time to go: its worker was killed, and this is a second try.
+
+    One that is at work stays, and the report says so.
+    """
+    deadline = time.monotonic() + END_SECONDS
+    with contextlib.suppress(OSError):
+        handle = os.open(reports, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            while time.monotonic() < deadline:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+                time.sleep(0.1)
+        finally:
+            os.close(handle)
 
 
 def _worst(documents: list[dict[str, Any]]) -> list[Check]:

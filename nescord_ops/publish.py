@@ -1,39 +1,36 @@
 """Put runs where people read them: atomically, indexed, recorded, and only so many.
 
-A run is built in a hidden directory and renamed into place, so a reader never sees half of one.
-Runs that publish at the same moment wait for each other.
+A run is built in a hidden directory and renamed into place, so a reader never sees half of one,
+and an old one is renamed out of sight before it is removed. One run at a time (`overlap`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import itertools
 import json
 import os
 import re
-import secrets
 import shutil
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from nescord_ops import checks, history, render
+from nescord_ops import checks, compare, history, overlap, render
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
+from nescord_ops.show import printable
 
 STAMP = re.compile(r"\d{8}T\d{6}Z(-\d+)?")
-_BUILDING = ".building-"
-_ABANDONED_SECONDS = 86_400
+_DOCUMENT_BYTES = 16_000_000  # ours have some 50 kB
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Page:
-    """One notebook's result: where it lies, what it came to, and how long it ran."""
+    """One notebook's result: where it lies, what it came to, how long it ran, what changed."""
 
     name: str
     status: Status
@@ -42,6 +39,12 @@ class Page:
     notebook: Path
     json: Path
     seconds: float
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def row(self) -> history.PageRow:
+        """What the history keeps of it."""
+        return _row(self.name, self.status, self.headline, self.changes)
 
     def moved(self, directory: Path) -> Page:
         """Return the page with its three files in another directory."""
@@ -68,7 +71,8 @@ def write(building: Path, document: Mapping[str, Any], content: Any, seconds: fl
             file.write_bytes(text.encode("utf-8", "backslashreplace"))
     seen = checks.headline(render.findings(document))
     status = Status(document["status"])
-    return Page(name, status, seen, html, notebook, sidecar, seconds)
+    changes = document.get("changes", {})
+    return Page(name, status, seen, html, notebook, sidecar, seconds, changes)
 
 
 def publish(
@@ -82,64 +86,103 @@ def publish(
 ) -> str:
     """Record the run, rename it into place, renew the index and remove old runs; return its stamp.
 
-    The history comes first: a row without a directory is not shown, and trends may have it.
+    The caller holds the directory (`building`). The history comes first: a row without a directory
+    is not shown, and trends may have it. With `keep`, this run and the newest others stay; what is
+    no run of ours is never removed.
     """
-    with _refusals(), _locked(target):
+    with _refusals():
         present = _present(target)
-        _adopt(target, present)
         stamp = _free(began, present)
-        rows = tuple(history.PageRow(p.name, p.status.value, p.headline) for p, _ in results)
+        rows = tuple(page.row for page, _ in results)
         status = worst(page.status for page, _ in results)
         this = history.RunRow(stamp, began, status.value, demo, rows)
         history.record(target, this, [document for _, document in results])
-        kept = sorted([stamp, *present], key=_order, reverse=True)[:keep]
+        others = sorted(present, key=_order, reverse=True)
+        kept = others if keep is None else others[: keep - 1]
         recorded = {row.stamp: row for row in history.runs(target)}
+        shown = [this, *(_whole(target, recorded[name]) for name in kept if name in recorded)]
+        shown.sort(key=lambda row: _order(row.stamp), reverse=True)
         index = building / "index.html"
-        shown = [recorded[name] for name in kept if name in recorded]
         index.write_bytes(render.index(shown).encode("utf-8", "backslashreplace"))
-        index = index.rename(target / f"{_BUILDING}index-{stamp}")
+        index = index.rename(target / f"{overlap.BUILDING}index-{stamp}")
         building.rename(target / stamp)
         index.replace(target / "index.html")
         for name in set(present) - set(kept):
-            shutil.rmtree(target / name, ignore_errors=True)
+            _remove(target / name)
     return stamp
 
 
 def _present(target: Path) -> list[str]:
-    """The stamps of the runs in a reports directory; links and other people's names are left out.
-
-    What a killed run left behind is removed after a day.
-    """
-    found = []
+    """The stamps of the runs in a reports directory, without links and other people's names."""
     with os.scandir(target) as entries:
-        for entry in entries:
-            if not entry.is_dir(follow_symlinks=False):
-                continue
-            if STAMP.fullmatch(entry.name):
-                found.append(entry.name)
-            elif entry.name.startswith(_BUILDING):
-                age = time.time() - entry.stat(follow_symlinks=False).st_mtime
-                if age > _ABANDONED_SECONDS:
-                    shutil.rmtree(entry.path, ignore_errors=True)
-    return found
+        return [e.name for e in entries if e.is_dir(follow_symlinks=False) and _began(e.name)]
+
+
+def _began(stamp: str) -> datetime | None:
+    """The time that a run's directory is named for; None if it is no run's name."""
+    if STAMP.fullmatch(stamp):
+        with contextlib.suppress(ValueError):
+            return datetime.strptime(stamp.partition("-")[0], "%Y%m%dT%H%M%S%z")
+    return None
+
+
+def _whole(target: Path, row: history.RunRow) -> history.RunRow:
+    """The run with the pages that are there: the index has no link that leads nowhere."""
+    try:
+        there = {entry.name for entry in os.scandir(target / row.stamp)}
+    except OSError:
+        there = set()
+    pages = (p for p in row.pages if {f"{p.name}.html", f"{p.name}.json"} <= there)
+    return dataclasses.replace(row, pages=tuple(pages))
+
+
+def _remove(run: Path) -> None:
+    """Remove an old run as a whole; one that cannot be is left for the next run to remove."""
+    hidden = run.with_name(f"{overlap.BUILDING}old-{run.name}")
+    with contextlib.suppress(OSError):
+        run.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _adopt(target: Path, present: Sequence[str]) -> None:
     """Read runs that the history does not know back into it, from their JSON files."""
-    recorded = {row.stamp for row in history.runs(target)}
-    for stamp in sorted(set(present) - recorded):
+    recorded = {stamp for (stamp,) in history.select(target, "SELECT stamp FROM runs")}
+    for stamp in sorted(set(present) - recorded, key=_order):
         documents = []
         for file in sorted(target.joinpath(stamp).glob("*.json")):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                document = json.loads(file.read_text("utf-8"))
-                headline = checks.headline(render.findings(document))
-                documents.append(
-                    (history.PageRow(file.stem, document["status"], headline), document)
-                )
-        status = worst(Status(row.status) for row, _ in documents)
-        began = datetime.strptime(stamp.partition("-")[0], "%Y%m%dT%H%M%S%z")
-        row = history.RunRow(stamp, began, status.value, False, tuple(r for r, _ in documents))
+            with contextlib.suppress(
+                OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
+            ):
+                document = _document(file)
+                headline, status = checks.headline(render.findings(document)), document["status"]
+                changes = document.get("changes", {})
+                name = printable(file.stem)
+                documents.append((_row(name, Status(status), headline, changes), document))
+        worst_status = worst(Status(row.status) for row, _ in documents)
+        began = _began(stamp)
+        assert began
+        demo = any(document.get("demo") for _, document in documents)
+        pages = tuple(row for row, _ in documents)
+        row = history.RunRow(stamp, began, worst_status.value, demo, pages)
         history.record(target, row, [document for _, document in documents])
+
+
+def _document(file: Path) -> dict[str, Any]:
+    """Read one JSON document of a run; raise what `_adopt` passes over if it is not one."""
+    if not file.is_file() or file.stat().st_size > _DOCUMENT_BYTES:
+        raise ValueError("not one of ours")
+    document: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    history.measurements(document)
+    history.volume_key(document["settings"].get("database") or "")
+    return document
+
+
+def _row(name: str, status: Status, headline: str, changes: Mapping[str, Any]) -> history.PageRow:
+    previous = changes.get("previous") or ""
+    if previous:
+        previous = history.iso(datetime.fromisoformat(previous))
+    changed = compare.words(changes) if changes else ""
+    return history.PageRow(name, status.value, headline, previous, changed)
 
 
 def _free(began: datetime, present: Sequence[str]) -> str:
@@ -162,18 +205,23 @@ def worst(statuses: Iterable[Status]) -> Status:
 
 
 @contextlib.contextmanager
-def building(target: Path) -> Iterator[Path]:
-    """Yield a hidden directory in `target`; remove it unless it was renamed into place.
+def building(target: Path, began: datetime) -> Iterator[Path]:
+    """Hold `target` for one run and yield a hidden directory in it, removed unless it was renamed.
 
-    Raise ReportError if it cannot be made.
+    Runs that the history has lost are read back into it first: this run is compared with them.
+    Raise ReportError if it cannot be made, or if another run is at work there.
     """
-    directory = target / f"{_BUILDING}{secrets.token_hex(8)}"
-    with _refusals():
-        directory.mkdir(parents=True)
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        with _refusals():
+            target.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(overlap.alone(target))
+            directory = target / overlap.building_name(began)
+            directory.mkdir()
+            _adopt(target, _present(target))
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -186,14 +234,3 @@ def _refusals() -> Iterator[None]:
             f"the report cannot be written: {error}",
             "make room or get permission to write there, or name another directory with --out",
         ) from error
-
-
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Let one run at a time publish; the lock is on the directory itself and leaves no file."""
-    handle = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

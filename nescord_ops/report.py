@@ -17,12 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nescord_ops import __version__, checks, history, publish, render
+from nescord_ops import __version__, checks, compare, history, publish, render
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 from nescord_ops.kernel import Nursery
 from nescord_ops.publish import Page
-from nescord_ops.settings import OF_A_VOLUME
+from nescord_ops.settings import OF_A_VOLUME, OUR_SECRETS
 from nescord_ops.show import printable
 
 if TYPE_CHECKING:
@@ -51,9 +51,16 @@ class Run:
         """1 if a page failed, else 2 if one could not be checked, else 0."""
         return self.status.exit_code
 
+    @property
+    def changed(self) -> str:
+        """What changed since the previous run, in a sentence."""
+        rows = (page.row for page in self.pages)
+        return compare.line((row.name, row.previous, row.changed) for row in rows)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the run as JSON values."""
-        return {**checks.plain(self), "status": self.status.value, "exit_code": self.exit_code}
+        verdict = {"status": self.status.value, "exit_code": self.exit_code}
+        return {**checks.plain(self), **verdict, "changed": self.changed}
 
 
 def run(
@@ -96,9 +103,9 @@ def run(
         notebooks = [runner.read(path, name) for name, path in paths.items()]
         notebooks = _refuse_unknown(notebooks, parameters)
         values = _values(notebooks, {"depth": depth}, parameters)
-        target = _target(out, notebooks, options, demo=demo)
+        target, place = _target(out, notebooks, options, demo=demo)
         began = (now or datetime.now(UTC)).astimezone(UTC)
-        building = stack.enter_context(publish.building(target))
+        building = stack.enter_context(publish.building(target, began))
         if demo:
             say("making a sample volume")
             options = _sample(stack)
@@ -109,15 +116,32 @@ def run(
 
         def finish(notebook: Notebook, executed: Executed) -> None:
             document = _document(notebook, executed, began)
+            document["settings"] = document["settings"] or place
+            document["demo"] = demo
+            document["changes"] = compare.changes(target, document, began, demo=demo)
             page = publish.write(building, document, executed.content, executed.seconds)
             done[page.name] = (page, document)
-            say(f"{page.name}: {page.headline} ({page.seconds:.1f} s)")
+            rest = f"; running {', '.join(at_work)}" if at_work else ""
+            say(f"{page.name}: {page.headline} ({page.seconds:.1f} s){rest}")
 
         keeper = stack.enter_context(runner.kernels(nursery, _environment(target, demo=demo)))
         workers = jobs or min(len(notebooks), len(os.sched_getaffinity(0)))
-        _execute(notebooks, values, keeper, workers, timeout_seconds, finish)
+        at_work: list[str] = []
+
+        def work(notebook: Notebook) -> Executed:
+            at_work.append(notebook.name)
+            say(f"running {', '.join(at_work)}")
+            try:
+                return runner.execute(notebook, values[notebook.name], keeper, timeout_seconds)
+            finally:
+                at_work.remove(notebook.name)
+
+        volume = "a sample volume" if demo else place.get("database", "no volume")
+        say(f"reporting on {volume}: {', '.join(paths)}; {workers} at once")
+        _execute(notebooks, work, keeper, workers, finish)
         ordered = [done[notebook.name] for notebook in notebooks]
         stamp = publish.publish(target, building, ordered, began, keep, demo=demo)
+        say(f"published {target / stamp}")
     pages = tuple(page.moved(target / stamp) for page, _ in ordered)
     return Run(target / stamp, target / "index.html", pages, demo)
 
@@ -199,14 +223,18 @@ def _values(
 
 def _target(
     out: Path | None, notebooks: Sequence[Notebook], options: Mapping[str, Any], *, demo: bool
-) -> Path:
-    """The reports directory; raise SettingsError if there is no volume to report on."""
+) -> tuple[Path, dict[str, str]]:
+    """The reports directory, and the settings of a notebook that ends without showing its own.
+
+    Raise SettingsError if there is no volume to report on.
+    """
     from nescord_ops import settings
 
-    default = Path(os.environ.get("NESCORD_OPS_REPORTS_DIR") or "reports")
+    default, place = Path(os.environ.get("NESCORD_OPS_REPORTS_DIR") or "reports"), {}
     if not demo and any("app_dir" in notebook.declared for notebook in notebooks):
-        default = settings.load(**options).reports_dir
-    return (out or default).absolute()
+        loaded = settings.load(**options)
+        default, place = loaded.reports_dir, {"database": printable(str(loaded.database))}
+    return (out or default).absolute(), place
 
 
 def _sample(stack: contextlib.ExitStack) -> dict[str, str]:
@@ -222,21 +250,20 @@ def _environment(target: Path, *, demo: bool) -> dict[str, str]:
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if not (demo and name.startswith(OF_A_VOLUME))
+        if not (demo and name.startswith(OF_A_VOLUME)) and name not in OUR_SECRETS
     }
     return {**inherited, "NESCORD_OPS_REPORTS_DIR": str(target)}
 
 
 def _execute(
     notebooks: Sequence[Notebook],
-    values: Mapping[str, Mapping[str, object]],
+    work: Callable[[Notebook], Executed],
     keeper: Kernels,
     workers: int,
-    timeout_seconds: float,
     finish: Callable[[Notebook, Executed], None],
 ) -> None:
-    """Run the notebooks in parallel and call `finish` for each, in this thread, as it ends."""
-    from nescord_ops.runner import Executed, Stop, execute
+    """Run the notebooks by `work`, in parallel; call `finish` for each in this thread."""
+    from nescord_ops.runner import Executed, Stop
 
     for notebook in notebooks:
         if notebook.problem:
@@ -248,8 +275,7 @@ def _execute(
         try:
             for notebook in notebooks:
                 if not notebook.problem:
-                    given = (notebook, values[notebook.name], keeper, timeout_seconds)
-                    running[pool.submit(execute, *given)] = notebook
+                    running[pool.submit(work, notebook)] = notebook
                     # The first, which takes longest, has its kernel before the nursery is whole.
                     keeper.first_asked.wait(1)
             _import_the_rest()

@@ -7,6 +7,7 @@ with `NESCORD_OPS_`. Secrets are looked at for presence only and are never kept.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -20,6 +21,8 @@ from nescord_ops.errors import SettingsError
 SECRETS = ("DISCORD_TOKEN", "OPENAI_API_KEY", "GEMINI_API_KEY")
 # What a shell may hold for one volume, and a sample or another volume must not see.
 OF_A_VOLUME = ("CHROMADB_", "RAILWAY_", "NESCORD_OPS_", "DATABASE_URL", "EMBEDDING_DIMENSION")
+# Addresses that are secrets: never in the settings, nor in a kernel's environment.
+OUR_SECRETS = ("NESCORD_OPS_NOTIFY_URL", "NESCORD_OPS_PING_URL")
 SHOWN = ("CHROMADB_", "DATABASE_URL", "EMBEDDING_DIMENSION", "NESCORD_OPS_", "RAILWAY_VOLUME_")
 ENV_FILE_BYTES = 1_000_000
 SQLITE_PREFIX = "sqlite:///"
@@ -170,6 +173,19 @@ def load(
         offsite_url=values.get("NESCORD_OPS_OFFSITE_URL", ""),
         age_recipient=_recipient(values.get("NESCORD_OPS_AGE_RECIPIENT", "")),
     )
+
+
+def addresses(
+    *, app_dir: str | Path | None = None, env_file: str | Path | None = None
+) -> dict[str, str]:
+    """Return the variables of `OUR_SECRETS` that are set, from the environment or the `.env` file.
+
+    Where the settings make no sense, from the environment alone: that is to be told too.
+    """
+    values: Mapping[str, str] = os.environ
+    with contextlib.suppress(SettingsError):
+        values = _environment(_env_file(env_file, _app_dir(app_dir)))
+    return {name: values[name] for name in OUR_SECRETS if values.get(name)}
 
 
 def _app_dir(given: str | Path | None) -> Path:

@@ -1,6 +1,7 @@
 """What every command shares: its options, its settings, and how results are written.
 
-Results go to stdout, as a table or as one JSON document; progress and errors go to stderr.
+Results go to stdout, as a table or as one JSON document; progress and errors go to stderr: on a
+terminal as one line that moves, elsewhere (cron, a container's log) as lines with their time.
 """
 
 from __future__ import annotations
@@ -8,8 +9,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,6 +31,8 @@ Demo = Annotated[bool, typer.Option("--demo", help="Use a sample volume, made fo
 Depth = Annotated[
     str, typer.Option(help="quick reads live metadata; full examines a copy.", metavar="quick|full")
 ]
+LOG_SECONDS = 60.0  # a step that only counts on has a line in the log this often
+_COUNTING = re.compile(r"\b\d[\d.,]*( ?(bytes|[kMGT]B))?\b")
 _WORST = ("fail", "unknown", "warn", "ok")
 
 
@@ -56,14 +63,50 @@ def resolved(call: Invocation, demo: bool = False, *, required: bool = True) -> 
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows what is being done on stderr, where that is a terminal."""
+    """Yield a function that says on stderr what is being done; it may be called by any thread."""
     if not sys.stderr.isatty():
-        yield lambda _: None
+        yield _Log()
         return
     from rich.console import Console
 
     with Console(stderr=True).status("") as status:
-        yield lambda text: status.update(as_text(text))
+        began = time.monotonic()
+        yield lambda text: status.update(_Elapsing(text, began))
+
+
+def log(text: str) -> None:
+    """Write one line with its time in UTC on stderr; nobody there to read it is no failure."""
+    line = printable(text).replace("\n", " ")
+    with contextlib.suppress(OSError, ValueError):
+        typer.echo(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}", err=True)
+
+
+class _Log:
+    """Progress without a terminal: a line for each step, and one a minute while a step counts."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: dict[str, float] = {}
+
+    def __call__(self, text: str) -> None:
+        step = _COUNTING.sub("#", text)
+        now = time.monotonic()
+        with self._lock:
+            if now - self._seen.get(step, -LOG_SECONDS) >= LOG_SECONDS:
+                self._seen[step] = now
+                log(text)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Elapsing:
+    """What is being done, and for how long, as of the moment at which rich draws it."""
+
+    text: str
+    began: float
+
+    def __rich__(self) -> Text:
+        minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
+        return as_text(f"{minutes}:{seconds:02} {self.text}")
 
 
 def finish(call: Invocation, findings: Findings) -> None:

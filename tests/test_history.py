@@ -39,7 +39,8 @@ def document(used: float = 1500, database: str = "/volume/bot.db") -> dict[str, 
 
 def run_row(day: int = 0, *, demo: bool = False) -> RunRow:
     page = PageRow("capacity", "ok", "Healthy. 1 ok.")
-    return RunRow(f"stamp-{day}-{demo}", NOW + timedelta(days=day), "ok", demo, (page,))
+    at = NOW + timedelta(days=day)
+    return RunRow(f"stamp-{day}-{demo}", at, "ok", demo, (page,), "/volume/bot.db")
 
 
 def test_what_is_recorded_comes_back_newest_first(tmp_path: Path) -> None:
