@@ -7,11 +7,12 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from nescord_ops import overlap, publish, render, show
+from nescord_ops import __version__, overlap, publish, render, show
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 
@@ -110,18 +111,25 @@ def page(out: Path, volumes: Sequence[Outcome], at: datetime) -> str:
     word, _, counts = headline(volumes).partition(". ")
     rows = [_row(out, each) for each in volumes]
     wanting = [row for row in rows if row["todo"]]
-    return render.template(
-        "fleet.html.j2",
-        status=status.value,
-        symbol=show.SYMBOLS[status],
-        word=word,
-        counts=counts,
-        todo=wanting[:TODO_LIMIT],
-        more=len(wanting) - TODO_LIMIT,
-        volumes=rows,
-        generated_at=at.isoformat(),
-        time=show.moment(at),
+    text: str = (
+        _environment()
+        .get_template("fleet.html.j2")
+        .render(
+            status=status.value,
+            symbol=show.SYMBOLS[status],
+            word=word,
+            counts=counts,
+            todo=wanting[:TODO_LIMIT],
+            more=len(wanting) - TODO_LIMIT,
+            volumes=rows,
+            generated_at=at.isoformat(),
+            time=show.moment(at),
+            csp=render.CSP,
+            style=_html(render.style()),
+            version=__version__,
+        )
     )
+    return text
 
 
 def _row(out: Path, each: Outcome) -> dict[str, Any]:
@@ -131,7 +139,7 @@ def _row(out: Path, each: Outcome) -> dict[str, Any]:
     folder = quote(each.name)
     pages = [
         {
-            "badge": render.Safe(show.badge(page.status)),
+            "badge": _html(show.badge(page.status)),
             "name": page.name,
             "headline": page.headline,
             "link": f"{folder}/{quote(each.stamp)}/{quote(page.name)}.html" if here else "",
@@ -140,7 +148,8 @@ def _row(out: Path, each: Outcome) -> dict[str, Any]:
     ]
     return {
         "name": each.name,
-        "badge": render.Safe(show.badge(each.status)),
+        "status": each.status.value,
+        "badge": _html(show.badge(each.status)),
         "headline": each.headline,
         "link": f"{folder}/index.html" if index.is_file() else "",
         "elsewhere": each.host if each.stamp and not here else "",
@@ -152,3 +161,17 @@ def _row(out: Path, each: Outcome) -> dict[str, Any]:
         "pages": pages,
         "todo": each.checks[:1] if each.status.exit_code else (),
     }
+
+
+def _html(text: str) -> Any:
+    """HTML that this package made and escaped itself, as the template knows it."""
+    from markupsafe import Markup
+
+    return Markup(text)  # noqa: S704 - badges and the style sheet
+
+
+@cache
+def _environment() -> Any:
+    import jinja2
+
+    return jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(render.TEMPLATES))

@@ -33,7 +33,7 @@ TODO_LIMIT = 8
 
 def page(content: Any, document: Mapping[str, Any]) -> str:
     """Given an executed notebook and its JSON document, return the page."""
-    resources = {"csp": CSP, "style": _style(), "page": _banner(document)}
+    resources = {"csp": CSP, "style": style(), "page": _banner(document)}
     text, _ = _exporter().from_notebook_node(_without_findings(content), resources=resources)
     assert isinstance(text, str)
     return text
@@ -41,16 +41,14 @@ def page(content: Any, document: Mapping[str, Any]) -> str:
 
 def index(runs: Iterable[RunRow]) -> str:
     """Given the runs, newest first, return the index page; its links are relative."""
-    return template("runs.html.j2", runs=[_row(run) for run in runs])
-
-
-def template(name: str, **values: Any) -> str:
-    """Given a template's name and its values, return the page; strings are escaped."""
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(TEMPLATES))
-    return environment.get_template(name).render(
-        **values, csp=CSP, style=Safe(_style()), version=__version__
+    return environment.get_template("runs.html.j2").render(
+        runs=[_row(run) for run in runs],
+        csp=CSP,
+        style=_Safe(style()),
+        version=__version__,
     )
 
 
@@ -71,7 +69,7 @@ def _row(run: RunRow) -> dict[str, Any]:
     """One line of the index, with everything but the badges still to be escaped."""
     pages = [
         {
-            "badge": Safe(show.badge(page.status)),
+            "badge": _Safe(show.badge(page.status)),
             "name": page.name,
             "headline": page.headline,
             "html": _link(run.stamp, f"{page.name}.html"),
@@ -80,7 +78,7 @@ def _row(run: RunRow) -> dict[str, Any]:
         for page in run.pages
     ]
     return {
-        "badge": Safe(show.badge(run.status)),
+        "badge": _Safe(show.badge(run.status)),
         "generated_at": run.generated_at.isoformat(),
         "time": show.moment(run.generated_at),
         "demo": run.demo,
@@ -88,7 +86,7 @@ def _row(run: RunRow) -> dict[str, Any]:
     }
 
 
-class Safe(str):
+class _Safe(str):
     """HTML that this package made and escaped itself, as jinja2 knows it."""
 
     __slots__ = ()
@@ -153,7 +151,7 @@ def _without_findings(content: Any) -> Any:
 
 
 @cache
-def _style() -> str:
+def style() -> str:
     """The style sheet, comments and indentation removed."""
     return re.sub(r"\n\s*", "\n", TEMPLATES.joinpath("style.css").read_text("utf-8"))
 

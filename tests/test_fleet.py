@@ -9,6 +9,8 @@ import os
 import pickle
 import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -357,6 +359,32 @@ def test_two_volumes_with_one_database_are_not_both_looked_at(tmp_path: Path) ->
     assert made.exit_code == 2
 
 
+def test_two_fleets_in_one_directory_do_not_run_at_once(tmp_path: Path) -> None:
+    volumes = [fleet.Volume("a", {"app_dir": "/a"})]
+    with (
+        fleet_index.alone(tmp_path),
+        pytest.raises(ReportError, match="another report is at work") as caught,
+    ):
+        fleet.run(volumes, executor=Odd(1), out=tmp_path)
+    assert caught.value.hint
+    fleet.run(volumes, executor=Odd(1), out=tmp_path)
+
+
+def test_one_message_tells_of_all_and_of_recovery(tmp_path: Path) -> None:
+    volumes = [fleet.Volume(name, {"app_dir": f"/{name}"}) for name in ("raised", "fine")]
+    made = fleet.run(volumes, executor=Odd(1), out=tmp_path)
+    told = fleet_index.message(made)
+    assert (told.status, told.verdict) == (Status.UNKNOWN, "Could not check: raised")
+    assert (told.changed, told.recovered, told.page) == (True, False, str(made.index))
+    (problem,) = told.problems
+    assert problem.name == "raised fleet.run"
+    assert problem.hint
+    again = fleet_index.message(fleet.run(volumes, executor=Odd(1), out=tmp_path))
+    assert not again.changed
+    well = fleet_index.message(fleet.run(volumes[1:], executor=Odd(1), out=tmp_path))
+    assert (well.status, well.problems, well.recovered) == (Status.OK, [], True)
+
+
 def test_texts_of_a_volume_are_bounded_and_escaped(tmp_path: Path) -> None:
     hostile = "<script>alert(1)</script>\x1b[31m" + "x" * 100_000
     outcome = member.lost("a", hostile, "rm -r " + hostile)
@@ -459,12 +487,10 @@ def test_a_pool_of_processes_that_breaks_loses_no_volume(tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_fleet_leaves_no_child(tmp_path: Path, number: int) -> None:
-    import subprocess
-    import sys
-
     entries = [volume(tmp_path / "volumes", name, "hangs") for name in ("a", "b", "c")]
     file = written(tmp_path, *entries)
-    command = [sys.executable, "-m", "nescord_ops", "report", "--fleet", str(file), "--jobs", "2"]
+    code = "from nescord_ops.cli import main; main()"
+    command = [sys.executable, "-c", code, "report", "--fleet", str(file), "--jobs", "2"]
     command += ["--out", str(tmp_path / "out"), notebook(tmp_path)]
     (tmp_path / "tmp").mkdir()
     environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}

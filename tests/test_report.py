@@ -302,7 +302,7 @@ def test_in_a_browser_nothing_runs_and_nothing_is_fetched(tmp_path: Path) -> Non
 
 
 def test_every_colour_pair_can_be_read() -> None:
-    css = render._style()
+    css = render.style()
     dark = css.split("@media (prefers-color-scheme: dark)", 1)[1]
     for text in (css.split("@media", 1)[0], dark.split("}", 1)[0]):
         colour = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", text))
