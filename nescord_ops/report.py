@@ -121,8 +121,9 @@ def run(
             document["changes"] = compare.changes(target, document, began, demo=demo)
             page = publish.write(building, document, executed.content, executed.seconds)
             done[page.name] = (page, document)
-            rest = f"; running {', '.join(at_work)}" if at_work else ""
-            say(f"{page.name}: {page.headline} ({page.seconds:.1f} s){rest}")
+            say(f"{page.name}: {page.headline} ({page.seconds:.1f} s)")
+            if at_work:
+                say(f"running {', '.join(at_work)}")
 
         keeper = stack.enter_context(runner.kernels(nursery, _environment(target, demo=demo)))
         workers = jobs or min(len(notebooks), len(os.sched_getaffinity(0)))
