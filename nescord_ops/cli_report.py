@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nescord_ops import cli_fleet
 from nescord_ops.errors import SettingsError
 from nescord_ops.show import printable
 from nescord_ops.terminal import (
@@ -49,6 +50,18 @@ def report(
     timeout: Annotated[
         float, typer.Option(help="Seconds that a notebook may take.", metavar="SECONDS")
     ] = 600,
+    fleet: Annotated[
+        Path | None, typer.Option(help="Do it for every volume of a TOML file.", metavar="FILE")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Volumes of a fleet at once; default 1.", metavar="N")
+    ] = None,
+    deadline: Annotated[
+        float, typer.Option(help="Seconds that a volume of a fleet may take.", metavar="SECONDS")
+    ] = 1800,
+    dask: Annotated[
+        str, typer.Option(help="Dask scheduler that shares a fleet out.", metavar="ADDRESS")
+    ] = "",
     notify: Annotated[
         list[str] | None,
         typer.Option(help="Discord webhook, or an address of apprise's.", metavar="URL"),
@@ -70,15 +83,26 @@ def report(
     from nescord_ops.settings import addresses
 
     call: Invocation = context.obj
+    if not fleet and (jobs or dask):
+        raise SettingsError("--jobs and --dask are for a fleet", "name its file with --fleet")
     places = {name: call.options.get(name) for name in ("app_dir", "env_file")}
     known = {} if demo else addresses(**places)
     outlets = notices.outlets(notify or (), ping, notify_on, known)
+    given = dict(_pair(text) for text in parameter or ())
+    if fleet:
+        options = {
+            **{"names": names or (), "depth": depth, "parameters": given, "out": out, "keep": keep},
+            **{"timeout_seconds": timeout, "deadline_seconds": deadline, "jobs": jobs},
+        }
+        with _errors_told(outlets):
+            all_made = cli_fleet.make(call, fleet, options, dask=dask, demo=demo)
+        cli_fleet.show(call, all_made, outlets)
     with _errors_told(outlets), progress() as say:
         made = capability.run(
             names or (),
             options=call.options,
             depth=depth,
-            parameters=dict(_pair(text) for text in parameter or ()),
+            parameters=given,
             out=out,
             keep=keep,
             demo=demo,

@@ -16,13 +16,12 @@ from nescord_ops import sample
 from nescord_ops.errors import SettingsError
 from nescord_ops.faults import FAULTS
 from nescord_ops.sample import Demo
+from nescord_ops.settings import OF_A_VOLUME
 from nescord_ops.volume import claim, remove_tree
 
 __all__ = ["Demo", "create", "only_sample", "temporary"]
 
 LARGEST = 1_000_000
-# What the operator's shell may hold for the real volume, and a sample must not see.
-REAL = ("CHROMADB_", "RAILWAY_", "NESCORD_OPS_", "DATABASE_URL", "EMBEDDING_DIMENSION")
 
 
 def create(
@@ -79,7 +78,7 @@ def temporary(*, faults: Sequence[str] = ()) -> Iterator[Demo]:
 @contextlib.contextmanager
 def only_sample() -> Iterator[None]:
     """Hide the real volume's variables from this process, so that a sample's `.env` counts."""
-    hidden = {name: value for name, value in os.environ.items() if name.startswith(REAL)}
+    hidden = {name: value for name, value in os.environ.items() if name.startswith(OF_A_VOLUME)}
     for name in hidden:
         del os.environ[name]
     try:

@@ -182,7 +182,7 @@ def running(
             environment = _sample(stack)
         say("starting JupyterLab")
         _configure(scratch, home, port, browser, first=notebooks[0].path.name)
-        hidden = demos.REAL if demo else ()
+        hidden = settings.OF_A_VOLUME if demo else ()
         inherited = {k: v for k, v in os.environ.items() if not (hidden and k.startswith(hidden))}
         server = Path(__file__).with_name("lab_server.py")
         process = subprocess.Popen(

@@ -23,7 +23,7 @@ from nescord_ops.errors import ReportError
 from nescord_ops.kernel import Nursery
 from nescord_ops.publish import Page
 from nescord_ops.results import Result
-from nescord_ops.settings import OUR_SECRETS
+from nescord_ops.settings import OF_A_VOLUME, OUR_SECRETS
 from nescord_ops.show import printable
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 OPTIONS = ("app_dir", "env_file", "database_url", "chroma_dir")  # of settings.load
 RUN_CHECK = "notebook.run"
-# What the operator's shell may hold for the real volume, and a demo must not see.
-_REAL = ("CHROMADB_", "RAILWAY_", "NESCORD_OPS_", "DATABASE_URL", "EMBEDDING_DIMENSION")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -254,7 +252,7 @@ def _environment(target: Path, *, demo: bool) -> dict[str, str]:
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if not (demo and name.startswith(_REAL)) and name not in OUR_SECRETS
+        if not (demo and name.startswith(OF_A_VOLUME)) and name not in OUR_SECRETS
     }
     return {**inherited, "NESCORD_OPS_REPORTS_DIR": str(target)}
 

@@ -207,8 +207,10 @@ class _Manager(AsyncKernelManager):  # type: ignore[misc]
     def kill(self) -> None:
         """End the kernel's whole process group; without a kernel nothing happens."""
         if self.pid is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+            # A kernel that was forked a moment ago leads no group yet.
+            for end in (os.killpg, os.kill):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    end(self.pid, signal.SIGKILL)
 
 
 class _Client(AsyncKernelClient):  # type: ignore[misc]

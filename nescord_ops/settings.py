@@ -21,6 +21,8 @@ from nescord_ops.errors import SettingsError
 from nescord_ops.results import Result
 
 SECRETS = ("DISCORD_TOKEN", "OPENAI_API_KEY", "GEMINI_API_KEY")
+# What a shell may hold for one volume, and a sample or another volume must not see.
+OF_A_VOLUME = ("CHROMADB_", "RAILWAY_", "NESCORD_OPS_", "DATABASE_URL", "EMBEDDING_DIMENSION")
 # Addresses that are secrets: never in the settings, nor in a kernel's environment.
 OUR_SECRETS = ("NESCORD_OPS_NOTIFY_URL", "NESCORD_OPS_PING_URL")
 SHOWN = ("CHROMADB_", "DATABASE_URL", "EMBEDDING_DIMENSION", "NESCORD_OPS_", "RAILWAY_VOLUME_")
