@@ -112,6 +112,8 @@ def _todo(
         hint, command = check.hint, firstscreen.command(check.hint, tool)
         if check.name.startswith("cause.") and hint and not hint.startswith("#"):
             hint, command = "The first command; the whole fix is below.", hint
+        if command == hint.replace("nescord-ops", tool, 1):
+            hint = ""
         todo.append(
             {
                 "badge": show.badge(check.status),

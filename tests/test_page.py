@@ -200,6 +200,13 @@ def test_since_when_and_what_changed_stand_on_the_page() -> None:
     assert 'class="changes"' not in page([ok("a", "b")])
 
 
+def test_a_hint_that_is_a_command_stands_there_once() -> None:
+    above = page([fail("a", "b", "nescord-ops verify")]).partition('id="checks"')[0]
+    assert above.count("nescord-ops verify") == 1
+    above = page([fail("a", "b", "first do x, then: nescord-ops verify")]).partition('id="ch')[0]
+    assert "→ first do x, then: nescord-ops verify" in above
+
+
 @pytest.mark.parametrize(
     ("hint", "command"),
     [
