@@ -113,6 +113,9 @@ def serve() -> None:
     # Unbuffered: select(2) sees what a buffer would hide.
     requests = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
     sys.path[:] = json.loads(requests.readline())["path"]
+    from nescord_ops import chroma_child
+
+    chroma_child.prepare(_fork)
     # A report needs no debugger: 10 MB and 0.1 s in every kernel, and its hooks in the notebook.
     sys.modules["debugpy"] = None  # type: ignore[assignment]
     first = b""
@@ -132,19 +135,26 @@ def _answer(request: Mapping[str, Any]) -> None:
     if "pid" in request:
         answer = os.waitstatus_to_exitcode(os.waitpid(request["pid"], 0)[1])
     else:
-        answer = os.fork()
+        answer = _fork()
         if answer == 0:
             _become_kernel(request["file"], request["environment"])
     os.write(1, json.dumps(answer).encode() + b"\n")
 
 
-def _become_kernel(connection_file: str, environment: Mapping[str, str]) -> None:
-    """In the copy: leave the old session and its streams, and be a kernel until it ends."""
-    try:
+def _fork() -> int:
+    """Fork; the copy leaves the old session and its streams."""
+    pid = os.fork()
+    if pid == 0:
         os.setsid()
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nowhere, stream)
+    return pid
+
+
+def _become_kernel(connection_file: str, environment: Mapping[str, str]) -> None:
+    """In the copy: be a kernel until it ends."""
+    try:
         os.environ.clear()
         os.environ.update(environment)
         from ipykernel.kernelapp import IPKernelApp
