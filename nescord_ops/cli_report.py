@@ -38,6 +38,14 @@ def report(
     keep: Annotated[
         int | None, typer.Option(help="Remove all but the newest N runs.", metavar="N")
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Notebooks at once; default one a core, if memory allows.",
+            metavar="N",
+        ),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(help="Seconds that a notebook may take.", metavar="SECONDS")
     ] = 600,
@@ -55,6 +63,7 @@ def report(
             out=out,
             keep=keep,
             demo=demo,
+            jobs=jobs,
             timeout_seconds=timeout,
             progress=say,
         )

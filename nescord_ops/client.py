@@ -72,7 +72,7 @@ def round_trip(stores: Stores, index_limit_bytes: float = INDEX_LIMIT_BYTES) -> 
     if not mine:
         return
     size = _index_bytes(stores)
-    room = _available_bytes()
+    room = available_bytes()
     small = size <= index_limit_bytes and (room is None or BASE_BYTES + size * 5 // 4 < room)
     if room is not None and room < BASE_BYTES:
         why = f"only {show.size(room)} of memory is left, Chroma needs {show.size(BASE_BYTES)}"
@@ -147,7 +147,7 @@ def _index_bytes(stores: Stores) -> int:
     return header.elements * header.element_bytes + queued
 
 
-def _available_bytes() -> int | None:
+def available_bytes() -> int | None:
     """The memory that may still be used here: the container's limit, else the machine's; or None.
 
     Sources: cgroup v2 `memory.max` and `memory.current`, proc(5) `MemAvailable`.

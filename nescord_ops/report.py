@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 OPTIONS = ("app_dir", "env_file", "database_url", "chroma_dir")  # of settings.load
 RUN_CHECK = "notebook.run"
+# What a run takes at its peak, and each notebook in it, where no bytecode is written.
+RUN_BYTES, NOTEBOOK_BYTES = 150_000_000, 125_000_000
 # What the operator's shell may hold for the real volume, and a demo must not see.
 _REAL = ("CHROMADB_", "RAILWAY_", "NESCORD_OPS_", "DATABASE_URL", "EMBEDDING_DIMENSION")
 
@@ -115,7 +117,7 @@ def run(
             say(f"{page.name}: {page.headline} ({page.seconds:.1f} s)")
 
         keeper = stack.enter_context(runner.kernels(nursery, _environment(target, demo=demo)))
-        workers = jobs or min(len(notebooks), len(os.sched_getaffinity(0)))
+        workers = min(len(notebooks), jobs or _at_once())
         _execute(notebooks, values, keeper, workers, timeout_seconds, finish)
         ordered = [done[notebook.name] for notebook in notebooks]
         stamp = publish.publish(target, building, ordered, began, keep, demo=demo)
@@ -259,6 +261,15 @@ def _execute(
             pool.shutdown(wait=False, cancel_futures=True)
             keeper.stop()
             raise
+
+
+def _at_once() -> int:
+    """How many notebooks to run at once: one a core, while the memory that is left lasts."""
+    from nescord_ops.client import available_bytes
+
+    room = available_bytes()
+    fit = len(os.sched_getaffinity(0)) if room is None else (room - RUN_BYTES) // NOTEBOOK_BYTES
+    return max(1, min(len(os.sched_getaffinity(0)), fit))
 
 
 def _import_the_rest() -> None:

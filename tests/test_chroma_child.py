@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-# One thread, as `prepare` wants; requests that hang, crash, raise, and kill the process that serves.
+# One thread, as `prepare` wants; requests hang, crash, raise, and kill the process that serves.
 SCRIPT = """
 import json, os, signal, sys, time
 from nescord_ops import chroma_child, client
