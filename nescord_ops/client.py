@@ -12,10 +12,9 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from nescord_ops import chroma, chroma_child, show
+from nescord_ops import chroma, chroma_child, memory, show
 from nescord_ops.checks import RESTORE_PROVEN, Check, fail, ok, unknown
 from nescord_ops.errors import VolumeError
 from nescord_ops.stores import Stores
@@ -72,7 +71,7 @@ def round_trip(stores: Stores, index_limit_bytes: float = INDEX_LIMIT_BYTES) -> 
     if not mine:
         return
     size = _index_bytes(stores)
-    room = available_bytes()
+    room = memory.available_bytes()
     small = size <= index_limit_bytes and (room is None or BASE_BYTES + size * 5 // 4 < room)
     if room is not None and room < BASE_BYTES:
         why = f"only {show.size(room)} of memory is left, Chroma needs {show.size(BASE_BYTES)}"
@@ -145,29 +144,3 @@ def _index_bytes(stores: Stores) -> int:
     except VolumeError:
         return queued
     return header.elements * header.element_bytes + queued
-
-
-def available_bytes() -> int | None:
-    """The memory that may still be used here: the container's limit, else the machine's; or None.
-
-    Sources: cgroup v2 `memory.max` and `memory.current`, proc(5) `MemAvailable`.
-    """
-    rooms = []
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        if limit.isdigit():
-            statistics = dict(
-                line.split() for line in (group / "memory.stat").read_text().splitlines()
-            )
-            used = int((group / "memory.current").read_text())
-            rooms.append(int(limit) - used + int(statistics.get("inactive_file", 0)))
-    except (OSError, ValueError):
-        pass
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                rooms.append(int(line.split()[1]) * 1024)
-    except (OSError, ValueError):
-        pass
-    return min(rooms, default=None)

@@ -44,7 +44,8 @@ USUAL = (
 class Nursery:
     """The interpreter that forks kernels, as seen by the process that asks for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, sparing: bool = False) -> None:
+        """Start it; if `sparing`, without what only some notebooks need: 28 MB, 0.3 s in each."""
         # A session of its own: an interrupt from the terminal is the asking process's to handle.
         self._process = subprocess.Popen(
             [sys.executable, "-P", __file__],
@@ -52,9 +53,10 @@ class Nursery:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            env={**os.environ, "MALLOC_ARENA_MAX": "1"},  # Chroma's threads: 4 MB less
         )
         self._lock = threading.Lock()
-        self._send({"path": sys.path})
+        self._send({"path": sys.path, "modules": [*NEEDED, *(() if sparing else USUAL)]})
 
     def fork(self, connection_file: str, environment: Mapping[str, str]) -> int:
         """Start a kernel and return its process id, which is its group's too."""
@@ -112,14 +114,15 @@ def serve() -> None:
     """
     # Unbuffered: select(2) sees what a buffer would hide.
     requests = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
-    sys.path[:] = json.loads(requests.readline())["path"]
+    told = json.loads(requests.readline())
+    sys.path[:] = told["path"]
     from nescord_ops import chroma_child
 
     chroma_child.prepare(_fork)
     # A report needs no debugger: 10 MB and 0.1 s in every kernel, and its hooks in the notebook.
     sys.modules["debugpy"] = None  # type: ignore[assignment]
     first = b""
-    for name in (*NEEDED, *USUAL):
+    for name in told["modules"]:
         if not first and name in USUAL and select.select([requests], [], [], 0)[0]:
             first = requests.readline()
             _answer(json.loads(first))

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nescord_ops import __version__, checks, history, publish, render
+from nescord_ops import __version__, checks, history, memory, publish, render
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 from nescord_ops.kernel import Nursery
@@ -87,9 +87,10 @@ def run(
         raise ReportError(f"keep is {keep}", "keep at least the run that is being made: keep=1")
     say = progress or (lambda _: None)
     paths = find(names)
+    workers = jobs or _at_once()
 
     with contextlib.ExitStack() as stack:
-        nursery = stack.enter_context(contextlib.closing(Nursery()))
+        nursery = stack.enter_context(contextlib.closing(Nursery(sparing=workers == 1)))
         # With jupyterlab's extras `import jsonschema` (nbformat does it) compiles a grammar for
         # three seconds; without that module only the optional check of `iri` formats is missing.
         sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
@@ -117,7 +118,6 @@ def run(
             say(f"{page.name}: {page.headline} ({page.seconds:.1f} s)")
 
         keeper = stack.enter_context(runner.kernels(nursery, _environment(target, demo=demo)))
-        workers = min(len(notebooks), jobs or _at_once())
         _execute(notebooks, values, keeper, workers, timeout_seconds, finish)
         ordered = [done[notebook.name] for notebook in notebooks]
         stamp = publish.publish(target, building, ordered, began, keep, demo=demo)
@@ -253,6 +253,8 @@ def _execute(
                 # The first, which takes longest, has its kernel before the nursery is complete.
                 keeper.first_asked.wait(1)
         try:
+            if workers == 1:  # where memory is short, pages are made when the kernels are gone
+                concurrent.futures.wait(running)
             _import_the_rest()
             for future in concurrent.futures.as_completed(running):
                 finish(running[future], future.result())
@@ -265,9 +267,7 @@ def _execute(
 
 def _at_once() -> int:
     """How many notebooks to run at once: one a core, while the memory that is left lasts."""
-    from nescord_ops.client import available_bytes
-
-    room = available_bytes()
+    room = memory.available_bytes()
     fit = len(os.sched_getaffinity(0)) if room is None else (room - RUN_BYTES) // NOTEBOOK_BYTES
     return max(1, min(len(os.sched_getaffinity(0)), fit))
 

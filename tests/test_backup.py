@@ -37,6 +37,7 @@ from nescord_ops import (
     freshness,
     inventory,
     legacy,
+    memory,
     proof,
     snapshot,
     store,
@@ -489,7 +490,7 @@ def test_too_little_memory_is_inconclusive_and_takes_no_earlier_proof_away(
 ) -> None:
     (identity,) = take(live)
     backup.drill(live, identity, now=NOON)
-    monkeypatch.setattr(client, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
     assert backup.drill(live, identity).outcome == "inconclusive"
     assert backup.find(live, identity).proven_at == NOON
 

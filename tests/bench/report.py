@@ -1,7 +1,7 @@
 """How much faster are reports than the commands they replace, and what memory do they need?
 
-The same notebooks on the same demo volume: through `nescord-ops report`, and through the commands
-`papermill` and `jupyter nbconvert` one after the other, in turns. Each state of the bytecode is made
+The same notebooks on the same demo volume, in turns: through `nescord-ops report`, and through the
+`papermill` and `jupyter nbconvert` commands one after the other. Each state of the bytecode is made
 in a directory of its own (PYTHONPYCACHEPREFIX), so no installed file is touched:
 
     written   every module that is imported has been compiled before, as in any installation
