@@ -47,14 +47,19 @@ def report(
     keep: Annotated[
         int | None, typer.Option(help="Remove all but the newest N runs.", metavar="N")
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Notebooks at once, by default one a core, if memory allows; of a fleet, volumes.",
+            metavar="N",
+        ),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(help="Seconds that a notebook may take.", metavar="SECONDS")
     ] = 600,
     fleet: Annotated[
         Path | None, typer.Option(help="Do it for every volume of a TOML file.", metavar="FILE")
-    ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(help="Volumes of a fleet at once; default 1.", metavar="N")
     ] = None,
     deadline: Annotated[
         float, typer.Option(help="Seconds that a volume of a fleet may take.", metavar="SECONDS")
@@ -83,8 +88,8 @@ def report(
     from nescord_ops.settings import addresses
 
     call: Invocation = context.obj
-    if not fleet and (jobs or dask):
-        raise SettingsError("--jobs and --dask are for a fleet", "name its file with --fleet")
+    if dask and not fleet:
+        raise SettingsError("--dask is for a fleet", "name its file with --fleet")
     places = {name: call.options.get(name) for name in ("app_dir", "env_file")}
     known = {} if demo else addresses(**places)
     outlets = notices.outlets(notify or (), ping, notify_on, known)
@@ -106,6 +111,7 @@ def report(
             out=out,
             keep=keep,
             demo=demo,
+            jobs=jobs,
             timeout_seconds=timeout,
             progress=say,
         )

@@ -50,7 +50,8 @@ _END_SECONDS = 5
 class Nursery:
     """The interpreter that forks kernels, as seen by the process that asks for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, sparing: bool = False) -> None:
+        """Start it; if `sparing`, without what only some notebooks need: 28 MB, 0.3 s in each."""
         # A session of its own: an interrupt from the terminal is the asking process's to handle.
         self._process = subprocess.Popen(
             [sys.executable, "-P", __file__],
@@ -58,9 +59,10 @@ class Nursery:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            env={**os.environ, "MALLOC_ARENA_MAX": "1"},  # Chroma's threads: 4 MB less
         )
         self._lock = threading.Lock()
-        self._send({"path": sys.path})
+        self._send({"path": sys.path, "modules": [*NEEDED, *(() if sparing else USUAL)]})
 
     def fork(self, connection_file: str, environment: Mapping[str, str]) -> int:
         """Start a kernel and return its process id, which is its group's too."""
@@ -133,11 +135,15 @@ def _serve() -> None:
     """
     # Unbuffered: select(2) sees what a buffer would hide.
     requests = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
-    sys.path[:] = json.loads(requests.readline())["path"]
+    told = json.loads(requests.readline())
+    sys.path[:] = told["path"]
+    from nescord_ops import chroma_child
+
+    chroma_child.prepare(_fork)
     # A report needs no debugger: 10 MB and 0.1 s in every kernel, and its hooks in the notebook.
     sys.modules["debugpy"] = None  # type: ignore[assignment]
     first = b""
-    for name in (*NEEDED, *USUAL):
+    for name in told["modules"]:
         if not first and name in USUAL and select.select([requests], [], [], 0)[0]:
             first = requests.readline()
             _answer(json.loads(first))
@@ -178,19 +184,26 @@ def _answer(request: Mapping[str, Any]) -> None:
     if "pid" in request:
         answer = os.waitstatus_to_exitcode(os.waitpid(request["pid"], 0)[1])
     else:
-        answer = os.fork()
+        answer = _fork()
         if answer == 0:
             _become_kernel(request["file"], request["environment"])
     os.write(1, json.dumps(answer).encode() + b"\n")
 
 
-def _become_kernel(connection_file: str, environment: Mapping[str, str]) -> None:
-    """In the copy: leave the old session and its streams, and be a kernel until it ends."""
-    try:
+def _fork() -> int:
+    """Fork; the copy leaves the old session and its streams."""
+    pid = os.fork()
+    if pid == 0:
         os.setsid()
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nowhere, stream)
+    return pid
+
+
+def _become_kernel(connection_file: str, environment: Mapping[str, str]) -> None:
+    """In the copy: be a kernel until it ends."""
+    try:
         os.environ.clear()
         os.environ.update(environment)
         from ipykernel.kernelapp import IPKernelApp

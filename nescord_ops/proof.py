@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, Literal
 
-from nescord_ops import __version__, chroma, database, inventory, show, store, verify
+from nescord_ops import __version__, chroma, client, database, inventory, show, store, verify
 from nescord_ops.checks import Check, Findings, Status, fail, none_of, ok, unknown, warn
 from nescord_ops.errors import BackupError, OpsError
 from nescord_ops.freshness import Standing, standing
@@ -34,8 +34,6 @@ DAMAGE = {"database.integrity"} | {
     f"chroma.{name}" for name in ("integrity", "index", "vectors", "sequence")
 }
 CLIENT = {"chroma.roundtrip", "chroma.search"}
-# What Chroma's child says when it could not work, which proves nothing about the backup.
-_NO_VERDICT = ("did not answer within", "could be started", "killed by signal 9", "exit code -9")
 GRAVITY = (Status.OK, Status.WARN, Status.UNKNOWN, Status.FAIL)
 SCRATCH_BYTES = 1 << 20  # for what is not the copy itself
 
@@ -325,7 +323,7 @@ def _examined(settings: Settings, backup: Backup, copy: Snapshot) -> Iterator[Ch
             "chroma.roundtrip", "there was no collection to open", "see chroma.collection"
         )
     for check in checks:
-        if check.name == "chroma.roundtrip" and any(w in check.summary for w in _NO_VERDICT):
+        if check.name == "chroma.roundtrip" and any(w in check.summary for w in client.NO_VERDICT):
             yield unknown(check.name, check.summary, "drill again with more memory")
         elif check.name == "chroma.search" and "no record" in check.summary:
             yield ok(check.name, check.summary)

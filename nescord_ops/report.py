@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nescord_ops import __version__, checks, compare, history, publish, render
+from nescord_ops import __version__, checks, compare, history, memory, publish, render
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 from nescord_ops.kernel import Nursery
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 OPTIONS = ("app_dir", "env_file", "database_url", "chroma_dir")  # of settings.load
 RUN_CHECK = "notebook.run"
+# What a run takes at its peak, and each notebook in it, where no bytecode is written.
+RUN_BYTES, NOTEBOOK_BYTES = 150_000_000, 125_000_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,9 +94,10 @@ def run(
         raise ReportError(f"keep is {keep}", "keep at least the run that is being made: keep=1")
     say = progress or (lambda _: None)
     paths = find(names)
+    workers = jobs or _at_once()
 
     with contextlib.ExitStack() as stack:
-        nursery = stack.enter_context(contextlib.closing(Nursery()))
+        nursery = stack.enter_context(contextlib.closing(Nursery(sparing=workers == 1)))
         # With jupyterlab's extras `import jsonschema` (nbformat does it) compiles a grammar for
         # three seconds; without that module only the optional check of `iri` formats is missing.
         sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
@@ -127,7 +130,6 @@ def run(
                 say(f"running {', '.join(at_work)}")
 
         keeper = stack.enter_context(runner.kernels(nursery, _environment(target, demo=demo)))
-        workers = jobs or min(len(notebooks), len(os.sched_getaffinity(0)))
         at_work: list[str] = []
 
         def work(notebook: Notebook) -> Executed:
@@ -139,7 +141,7 @@ def run(
                 at_work.remove(notebook.name)
 
         volume = "a sample volume" if demo else place.get("database", "no volume")
-        say(f"reporting on {volume}: {', '.join(paths)}; {workers} at once")
+        say(f"reporting on {volume}: {', '.join(paths)}; {min(workers, len(paths))} at once")
         _execute(notebooks, work, keeper, workers, finish)
         ordered = [done[notebook.name] for notebook in notebooks]
         stamp = publish.publish(target, building, ordered, began, keep, demo=demo)
@@ -280,6 +282,8 @@ def _execute(
                     running[pool.submit(work, notebook)] = notebook
                     # The first, which takes longest, has its kernel before the nursery is complete.
                     keeper.first_asked.wait(1)
+            if workers == 1:  # where memory is short, pages are made when the kernels are gone
+                concurrent.futures.wait(running)
             _import_the_rest()
             for future in concurrent.futures.as_completed(running):
                 finish(running[future], future.result())
@@ -288,6 +292,13 @@ def _execute(
             pool.shutdown(wait=False, cancel_futures=True)
             keeper.stop()
             raise
+
+
+def _at_once() -> int:
+    """How many notebooks to run at once: one a core, while the memory that is left lasts."""
+    room = memory.available_bytes()
+    fit = len(os.sched_getaffinity(0)) if room is None else (room - RUN_BYTES) // NOTEBOOK_BYTES
+    return max(1, min(len(os.sched_getaffinity(0)), fit))
 
 
 def _import_the_rest() -> None:

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nescord_ops import inventory, places, proof, show, store, swap, volume
+from nescord_ops import client, inventory, places, proof, show, store, swap, volume
 from nescord_ops.checks import Check, Findings, Status, fail, ok, unknown, warn
 from nescord_ops.errors import BackupError, CaptureError, OpsError, StoreError, VolumeError
 from nescord_ops.inventory import Backup
@@ -31,8 +31,6 @@ from nescord_ops.snapshot import Progress, Snapshot, copy_file, copy_tree, scrat
 from nescord_ops.storefile import sync
 from nescord_ops.verify import examine
 
-# What Chroma's child says when it was not let finish: no verdict on the copy, and no refusal.
-_NO_VERDICT = ("did not answer within", "could be started", "killed by signal 9")
 UNTOUCHED = "the live data is untouched"
 _MARGIN_BYTES = 16 << 20
 _VARIABLES = {"database": "DATABASE_URL", "chroma": "CHROMADB_PERSIST_DIRECTORY"}
@@ -373,7 +371,7 @@ def _refuse_unproven(settings: Settings, backup: Backup, checks: Sequence[Check]
     bad = [*proof.damage(checks)]
     for check in checks:
         if check.name == "chroma.roundtrip" and check.status is Status.FAIL:
-            bad += [] if any(words in check.summary for words in _NO_VERDICT) else [check]
+            bad += [] if any(words in check.summary for words in client.NO_VERDICT) else [check]
     if bad:
         text = f"{backup.id} is damaged ({bad[0].name}: {bad[0].summary}); {UNTOUCHED}"
         raise BackupError(text, _better(settings, backup))

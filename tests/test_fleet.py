@@ -273,7 +273,6 @@ def test_the_index_of_a_single_volume_is_not_overwritten(tmp_path: Path) -> None
         (["--app-dir", "x", "report", "--fleet", "f"], "leave out --app-dir"),
         (["report", "--fleet", "f", "--demo"], "leave out --demo"),
         (["report", "--fleet", "f", "--dask", "tcp://x", "--jobs", "2"], "leave out --jobs"),
-        (["report", "--jobs", "2"], "name its file with --fleet"),
         (["report", "--fleet", "/nowhere/f"], "name the fleet's TOML file"),
     ],
 )

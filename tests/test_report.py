@@ -390,7 +390,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return runner.Executed(notebook.content, None, 0.1)
 
     monkeypatch.setattr(runner, "execute", execute)
-    monkeypatch.setattr(kernel.Nursery, "__init__", lambda _: None)
+    monkeypatch.setattr(kernel.Nursery, "__init__", lambda _, **__: None)
     monkeypatch.setattr(kernel.Nursery, "close", lambda _: None)
 
 
