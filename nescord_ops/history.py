@@ -47,7 +47,7 @@ class PageRow(Result):
     """One notebook's verdict in one run, and in words what changed since the run at `previous`.
 
     `previous` is ISO 8601 UTC, empty where there was none. `standing`: a check fails, or did when
-    it was last looked at.
+    it was last looked at; `since`: the first run of the oldest such failure, as `previous`.
     """
 
     name: str
@@ -56,6 +56,7 @@ class PageRow(Result):
     previous: str = ""
     changed: str = ""
     standing: bool = False
+    since: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,14 +98,15 @@ def runs(reports_dir: Path, *, since: datetime | None = None) -> list[RunRow]:
     volumes: dict[str, str] = {}
     query = """
         SELECT p.run, p.volume, p.name, p.status, p.headline, coalesce(c.previous, ''),
-          coalesce(c.changed, ''), coalesce(c.standing, '{}') <> '{}'
+          coalesce(c.changed, ''), coalesce(c.standing, '{}')
         FROM pages p JOIN runs r ON r.stamp = p.run
         LEFT JOIN changes c ON c.run = p.run AND c.name = p.name
         WHERE r.generated_at >= :since ORDER BY p.rowid
     """
     for stamp, volume, *texts, standing in select(reports_dir, query, asked):
         name, status, headline, previous, changed = texts
-        row = PageRow(name, status, headline, previous, changed, bool(standing))
+        began = _since(standing)
+        row = PageRow(name, status, headline, previous, changed, standing != "{}", began)
         found.setdefault(stamp, []).append(row)
         volumes[stamp] = volumes.get(stamp) or volume
     query = """
@@ -292,6 +294,14 @@ def _write(file: Path, run: RunRow, documents: Sequence[Mapping[str, Any]]) -> N
             replace=True,
         )
         connection.commit()
+
+
+def _since(standing: str) -> str:
+    """Given what stood as JSON, return when the oldest of it began; empty where it is not said."""
+    try:
+        return min((str(seen["since"]) for seen in json.loads(standing).values()), default="")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return ""
 
 
 def _standing(changes: object, at: str) -> dict[str, dict[str, str]] | None:

@@ -59,12 +59,14 @@ def _banner(document: Mapping[str, Any]) -> dict[str, Any]:
     seen = findings(document)
     name, status = document["name"], Status(document["status"])
     sentence, _, counts = checks.headline(seen, name).partition(". ")
+    changed = _changes(document, seen)
+    shown = Status.UNKNOWN if changed["unseen"] and not status.exit_code else status
     now = _made_at(document)
     three = firstscreen.numbers(name, document["data"], seen, now)
     return {
         "name": name,
-        "status": status.value,
-        "symbol": show.SYMBOLS[status],
+        "status": shown.value,
+        "symbol": show.SYMBOLS[shown],
         "word": f"{sentence}.",
         "counts": counts,
         "volume": document["settings"].get("database", ""),
@@ -77,7 +79,7 @@ def _banner(document: Mapping[str, Any]) -> dict[str, Any]:
             for number in three
         ],
         **_todo(document, seen, three),
-        **_changes(document, seen),
+        **changed,
         "table": show.checks_rows(seen) if seen else "",
         "total": len(seen),
         "generated_at": document["generated_at"],
@@ -114,6 +116,8 @@ def _todo(
             hint, command = "The first command; the whole fix is below.", hint
         if command == hint.replace("nescord-ops", tool, 1):
             hint = ""
+        bare = command.replace(tool, "nescord-ops", 1)
+        hint = hint.replace(f" ({bare})", "") if command else hint
         todo.append(
             {
                 "badge": show.badge(check.status),
@@ -164,8 +168,9 @@ def _changes(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, An
     """Since when it fails, and what is different from the run before; see the report's contract."""
     changes = document.get("changes")
     if not changes:
-        return {"changes": None, "since": ""}
+        return {"changes": None, "since": "", "unseen": 0}
     failed = {check.name for check in seen if check.status is Status.FAIL}
+    unseen = changes.get("unseen") or {}
     times = (_since(at) for name, at in (changes.get("since") or {}).items() if name in failed)
     since = min(filter(None, times), default="")
     healthy, previous = _since(changes.get("last_healthy")), _since(changes.get("previous"))
@@ -173,6 +178,13 @@ def _changes(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, An
     if failed and since:
         said = f"Failing since {since}"
         said += f"; last healthy run {healthy}." if healthy else "; no healthy run is known."
+    elif unseen:
+        times = (_since(each.get("since")) for each in unseen.values())
+        checked = show.count(len(unseen), "check")
+        said = f"{checked} that failed ({', '.join(unseen)}) not looked at again"
+        said += "".join(
+            f"; failing since {at}" for at in [min(filter(None, times), default="")] if at
+        )
     elif failed and not previous:
         said = "Since when is not known: this is the first run that is kept."
     rows = [
@@ -185,6 +197,7 @@ def _changes(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, An
     ]
     return {
         "since": said,
+        "unseen": len(unseen),
         "changes": {
             "previous": previous,
             "link": _link("..", changes["previous_run"], f"{document['name']}.html")
