@@ -160,7 +160,7 @@ def _healthy_before(run: RunRow, runs: Sequence[RunRow]) -> RunRow | None:
 
     A failure that was merely not looked at is none the less there.
     """
-    bad = {each.name for each in run.pages if Status(each.status).exit_code}
+    bad = {p.name for p in run.pages if Status(p.status).exit_code or p.standing}
     for other in runs:
         good = {p.name for p in other.pages if not (Status(p.status).exit_code or p.standing)}
         if bad and bad <= good and other.generated_at < run.generated_at:

@@ -62,7 +62,7 @@ def _banner(document: Mapping[str, Any]) -> dict[str, Any]:
     changed = _changes(document, seen)
     shown = Status.UNKNOWN if changed["unseen"] and not status.exit_code else status
     now = _made_at(document)
-    three = firstscreen.numbers(name, document["data"], seen, now)
+    three = firstscreen.numbers(name, document["data"], seen, now, changed["unseen"])
     return {
         "name": name,
         "status": shown.value,
@@ -78,7 +78,7 @@ def _banner(document: Mapping[str, Any]) -> dict[str, Any]:
             }
             for number in three
         ],
-        **_todo(document, seen, three),
+        **_todo(document, seen, three, changed["unseen"]),
         **changed,
         "table": show.checks_rows(seen) if seen else "",
         "total": len(seen),
@@ -97,7 +97,10 @@ def _made_at(document: Mapping[str, Any]) -> datetime:
 
 
 def _todo(
-    document: Mapping[str, Any], seen: Iterable[Check], three: Sequence[firstscreen.Number]
+    document: Mapping[str, Any],
+    seen: Iterable[Check],
+    three: Sequence[firstscreen.Number],
+    unseen: int,
 ) -> dict[str, Any]:
     """What to do: the worst first, with a command each; what has the same cause is behind it."""
     tool = settings.command(document["settings"])
@@ -135,7 +138,9 @@ def _todo(
         if found and level is not first
     ]
     word, remark, command = firstscreen.later(document["name"], three, tool)
-    if first is not None and document["name"] != "troubleshoot":
+    if unseen and document["name"] in ("verify", "capacity", "troubleshoot", "deploy"):
+        remark, command = "Look again at what failed:", f"{tool} {document['name']}"
+    elif first is not None and document["name"] != "troubleshoot":
         remark, command = "Causes, and their fixes as commands:", f"{tool} troubleshoot"
     elif first is not None:
         remark, command = "When it is done, look again:", f"{tool} verify"

@@ -198,6 +198,8 @@ def test_since_when_and_what_changed_stand_on_the_page() -> None:
     quick = page([ok("a", "b")], changes={"previous": None, "since": {}, "unseen": unseen})
     assert 'class="verdict unknown"' in quick, "what failed and was not looked at again is not good"
     assert "1 check that failed (chroma.index) not looked at again" in first_screen(quick)
+    assert "of 1 made; 1 that failed not looked at again" in first_screen(quick)
+    assert "Look again at what failed: nescord-ops verify" in first_screen(quick)
     unknown_since = page([fail("a", "b", "c")], changes={"previous": None, "since": {}})
     assert "Since when is not known" in unknown_since
     assert "There is no earlier run to compare with." in unknown_since
