@@ -240,6 +240,7 @@ def _perform(
     Raise an OpsError, with everything that was written removed, if anything fails before the swap.
     """
     made = None if to is None or to.exists() else to
+    note = None if to else settings.database.parent / swap.INTENT
     try:
         _stage(settings, backup, swaps, say)
         say("verifying the copy")
@@ -250,16 +251,16 @@ def _perform(
             swap.unheld(swaps)
             swap.declare(settings, swaps, f"restore of {backup.id}")
     except BaseException as error:
-        swap.clear(swaps)
+        swap.abandon(swaps, note)
         if made:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 made.rmdir()
         if isinstance(error, OSError):
             text = f"{error.filename or swaps[0].staged}: {error.strerror}; {UNTOUCHED}"
             raise VolumeError(text, "see that the volume takes writes and has room") from error
         raise
     say("swapping")
-    swap.finish(swaps, None if to else settings.database.parent / swap.INTENT)
+    swap.finish(swaps, note)
     return checks, size
 
 

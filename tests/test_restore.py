@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import os
 import random
@@ -505,6 +506,65 @@ def kill_at(deadly: int, site: Site) -> None:
         setattr(swap, name, lethal(getattr(swap, name)))
     swap.volume.remove_tree = lethal(swap.volume.remove_tree)  # type: ignore[assignment]
     restore.run(site.settings, site.backup)
+
+
+@pytest.mark.usefixtures("unproven")
+def test_a_swap_that_was_given_up_is_not_completed_from_what_is_left_of_it(site: Site) -> None:
+    """The first step is refused, and a kill comes while the copies are being removed."""
+    old = live(site.settings)
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    def remove_some(staging: Path) -> None:
+        (staging / "chromadb" / "chroma.sqlite3").unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def work() -> None:
+        swap._exchange = lambda each: refuse(each.kept)
+        swap.volume.remove_tree = remove_some  # type: ignore[assignment]
+        restore.run(site.settings, site.backup)
+
+    _, status = os.waitpid(in_child(work), 0)
+    assert os.WIFSIGNALED(status)
+    assert "undone" in restore.recover(site.settings)
+    assert live(site.settings) == old
+
+
+@pytest.mark.usefixtures("unproven")
+def test_a_swap_that_cannot_even_be_given_up_says_how_to_go_on(
+    site: Site, outcome: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(swap, "_exchange", lambda each: refuse(each.kept))
+        broken.setattr(Path, "unlink", refuse)
+        with pytest.raises(VolumeError, match="stopped half way") as caught:
+            restore.run(site.settings, site.backup)
+    assert "run the same command again" in caught.value.hint
+    assert "completed" in restore.recover(site.settings)
+    assert live(site.settings) == outcome
+
+
+@pytest.mark.usefixtures("unproven")
+@pytest.mark.parametrize("at", [2, 5])
+def test_an_interrupt_amid_the_swap_comes_too_late(
+    site: Site, outcome: Tree, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    calls, sync = itertools.count(1), swap.sync
+
+    def interrupted(directory: Path) -> None:
+        sync(directory)
+        if next(calls) == at:  # the first is that of the note of intent
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(swap, "sync", interrupted)
+    restore.run(site.settings, site.backup)
+    assert next(calls) > at
+    assert live(site.settings) == outcome
+    assert not list(site.settings.database.parent.glob(".*"))
 
 
 @pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.slow)])
