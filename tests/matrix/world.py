@@ -59,10 +59,11 @@ class World:
 
 
 def build(root: Path, made: Demo | None = None) -> World:
-    """Make the healthy world, of a small demo or of a copy of the one that is given."""
+    """Make the healthy world, of a small demo or, with nothing proven, of a copy of one given."""
     for name in ("offsite", "tmp", "out"):
         (root / name).mkdir(parents=True)
     app, now = root / "app", datetime.now(UTC)
+    prove = made is None
     if made:
         shutil.copytree(made.app_dir, app)
         made = dataclasses.replace(made, app_dir=app)
@@ -75,7 +76,9 @@ def build(root: Path, made: Demo | None = None) -> World:
     )
     ids = {}
     for hours, name in enumerate("PABC"):
-        taken = backup.create(found, now=now - timedelta(hours=5 - hours), drill=name == "B")
+        taken = backup.create(
+            found, now=now - timedelta(hours=5 - hours), drill=prove and name == "B"
+        )
         assert taken.backup
         ids[name] = taken.backup.id
         if name in "BP":
