@@ -133,7 +133,7 @@ def unheld(swaps: Sequence[Swap]) -> Check:
         return ok("restore.holders", "no process has the live data open")
     text = "there is no /proc here"
     if seen.unseen:
-        text = f"process {', '.join(seen.unseen[:5])} cannot be looked into"
+        text = f"{', '.join(seen.unseen[:5])} cannot be looked into"
     hint = "be sure that the bot is stopped"
     return warn("restore.holders", f"nobody was seen with the live data open, but {text}", hint)
 

@@ -286,6 +286,22 @@ def test_a_bot_of_another_user_is_betrayed_by_its_lock(
     assert by_name(result)["restore.holders"].status is Status.WARN
 
 
+def test_a_file_that_cannot_be_asked_for_its_locks_is_not_taken_for_free(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def refused_open(path: Path, *arguments: int, **options: int) -> int:
+        if str(path).endswith("-shm"):
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refused_open)
+    check = by_name(restore.run(site.settings, site.backup, dry_run=True))["restore.holders"]
+    assert check.status is Status.WARN
+    assert "-shm (Too many open files) cannot be looked into" in check.summary
+
+
 def test_a_bot_that_starts_while_the_copy_is_verified_is_noticed(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,7 +122,7 @@ def stores(world: World) -> dict[str, dict[str, str]]:
     names = [found.database.name + suffix for suffix in ("", "-wal", "-journal")]
     notes = files(found.database.parent, lambda path: path.name not in names)
     notes = {name: said for name, said in notes.items() if name in names}
-    probe = ".nescord-ops-probe-"  # seen to by _left
+    probe = ".nescord-ops-probe-"  # what is left behind is complained of elsewhere
     vectors = files(found.chroma_dir, lambda path: path.name.startswith(probe))
     return {"database": notes, "chroma": vectors}
 
@@ -135,7 +135,7 @@ def others(world: World) -> dict[str, str]:
     def skip(path: Path) -> bool:
         return (
             path.is_relative_to(found.chroma_dir)
-            or path.name.startswith(".nescord-ops-")  # seen to by _left
+            or ".nescord-ops-" in str(path)  # what is left behind is complained of elsewhere
             or (path.parent == ours.parent and path.name.startswith(ours.name))
             or (path.parent == found.database.parent and path.name.startswith(found.database.name))
             or any(part.startswith("replaced_") for part in path.parts)
