@@ -200,8 +200,8 @@ def abandon(swaps: Iterable[Swap], note: Path | None) -> None:
     What cannot be removed now is left to `recover`.
     """
     with contextlib.suppress(OSError):
-        if note:
-            note.unlink(missing_ok=True)
+        if note and os.path.lexists(note):
+            note.unlink()
             sync(note.parent)
         _clear(swaps)
 

@@ -71,7 +71,10 @@ def failing(ops: str, nth: int, number: int, *, sticky: bool = False) -> Fault:
     """The nth call of these kinds fails."""
     options = {"ops": ops, "nth": nth, "sticky": int(sticky), "errno": number}
     return lambda world, _chance, _usual: Machine(
-        machine.shimmed(world, **options), untidy=sticky, told=str(options)
+        machine.shimmed(world, **options),
+        untidy=sticky and ops in "on",
+        stuck=sticky,
+        told=str(options),
     )
 
 

@@ -17,14 +17,16 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nescord_ops import backup, database, holders, proof, restore, settings, swap
+from nescord_ops import backup, database, holders, inventory, proof, restore, settings, swap
 from nescord_ops.checks import Check, Status
 from nescord_ops.demo import Demo
 from nescord_ops.errors import BackupError, OpsError, VolumeError
 from nescord_ops.settings import Settings
+from nescord_ops.snapshot import Snapshot
 from nescord_ops.volume import mount_of
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -430,6 +432,24 @@ def test_a_disk_that_fills_up_midway_leaves_the_live_data_and_no_rubbish(
     monkeypatch.setattr(restore, "_MARGIN_BYTES", 0)
     refused(dataclasses.replace(site, settings=found), "No space left on device.*untouched")
     assert list(small.iterdir()) == []
+
+
+@pytest.mark.usefixtures("unproven")
+def test_a_disk_that_takes_no_sync_leaves_the_live_data_and_no_rubbish(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = inventory.materialise
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def then_full(*arguments: Any, **options: Any) -> Snapshot:
+        copy = write(*arguments, **options)
+        monkeypatch.setattr(os, "fsync", full)
+        return copy
+
+    monkeypatch.setattr(inventory, "materialise", then_full)
+    refused(site, "No space left on device; the live data is untouched")
 
 
 def test_without_scratch_space_chroma_is_not_opened_and_that_is_said(

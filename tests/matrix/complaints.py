@@ -73,7 +73,8 @@ def of_what_is_left(world: World, machine: Machine) -> Iterator[str]:
     if machine.untidy or (log.exists() and re.search(r" (unlink|rmdir) ", log.read_text())):
         return
     for path in world.root.rglob("*"):
-        if path.name.startswith((".nescord-ops-", "nescord-ops-")) or "-journal" in path.name:
+        ours = path.name.startswith((".nescord-ops-", "nescord-ops-"))
+        if ours or ("-journal" in path.name and not machine.stuck):
             yield f"left behind: {path.relative_to(world.root)}"
 
 

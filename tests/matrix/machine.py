@@ -38,6 +38,7 @@ class Machine:
     afterwards: list[Callable[[], None]] = dataclasses.field(default_factory=list)
     codes: frozenset[int] = frozenset((0, 1, 2))
     untidy: bool = False  # it may leave things behind: it was killed, or could not remove them
+    stuck: bool = False  # writes fail to the end: a journal stays, for the next one to roll back
     bot: Bot | None = None
     told: str = ""  # what was drawn
 
@@ -82,7 +83,10 @@ def _failing(ops: str, *numbers: int) -> Fault:
         number = chance.choice(numbers)
         told = f"{errno.errorcode[number]} at call {nth} of {calls}{' and after' * sticky}"
         options = {"ops": ops, "nth": nth, "sticky": sticky, "errno": number}
-        return Machine(shimmed(world, **options), untidy=bool(sticky), told=told)
+        stuck = bool(sticky)
+        return Machine(
+            shimmed(world, **options), untidy=stuck and ops in "on", stuck=stuck, told=told
+        )
 
     return fault
 
