@@ -47,9 +47,20 @@ app = typer.Typer(
 )
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM. Once exec() has seen the very KeyboardInterrupt, `python -m` ends by SIGINT.
+
+    It does so even where that is caught (CPython 3.11, pythonrun.c), and dataclasses use exec().
+    """
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
 def main() -> None:
     """Run the command line and exit with its code. SIGTERM cleans up as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run())
 
 

@@ -83,7 +83,7 @@ def signalled(nth: int, number: signal.Signals) -> Fault:
     options = {"ops": "wsn", "nth": nth, "signal": int(number), "main": 1}
     return lambda world, _chance, _usual: Machine(
         machine.shimmed(world, **options),
-        codes=frozenset((130, -2) if number == signal.SIGTERM else (-9,)),
+        codes=frozenset((130 if number == signal.SIGTERM else -9,)),
         untidy=number == signal.SIGKILL,
         told=str(options),
     )
