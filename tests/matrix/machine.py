@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import errno
@@ -62,7 +63,9 @@ def shim() -> Path:
     """Compile the shim, once."""
     with _SHIM_LOCK:
         if not _SHIM:
-            target = Path(tempfile.mkdtemp(prefix="nescord-matrix-")) / "shim.so"
+            directory = Path(tempfile.mkdtemp(prefix="nescord-matrix-"))
+            atexit.register(shutil.rmtree, directory, ignore_errors=True)
+            target = directory / "shim.so"
             source = Path(__file__).with_name("shim.c")
             command = ["cc", "-shared", "-fPIC", "-O1", "-o", target, source, "-ldl"]
             subprocess.run(command, check=True)
@@ -223,7 +226,7 @@ def denied(world: World, place: Path, mode: int) -> Machine:
 
 def _slow(world: World, chance: random.Random, usual: Healthy) -> Machine:
     calls = sum(usual.calls.values())
-    pause = int(min(20_000, 6e6 / max(calls, 1)))
+    pause = int(min(3000, 6e6 / max(calls, 1)))
     options = {"ops": "rwson", "nth": 1, "sticky": 1, "usleep": pause}
     return Machine(shimmed(world, **options), told=f"{pause} us a call")
 
@@ -325,9 +328,9 @@ class Bot:
     """
 
     CODE = """
-import itertools, signal, sqlite3, sys, time
+import itertools, os, signal, sqlite3, sys, time
 database, chroma, said = sys.argv[1:]
-going = True
+going, parent = True, os.getppid()
 def stop(*_):
     global going
     going = False
@@ -337,7 +340,7 @@ db = sqlite3.connect(database, timeout=5, isolation_level=None)
 db.execute("PRAGMA journal_mode=WAL")
 with open(said, "a", buffering=1) as out:
     for number in itertools.count():
-        if not going:
+        if not going or os.getppid() != parent:
             break
         key = f"bot{time.time_ns()}"
         db.execute("INSERT INTO kv_store(key, value) VALUES (?, ?)", (key, "x" * 500))
