@@ -36,6 +36,12 @@ NEAREST = 100  # how many results a record is looked for in
 RECALL_FLOOR = 0.25  # HNSW is approximate, worst in tight clusters; a lost index finds nothing
 TIMEOUT_SECONDS = 180.0
 BATCH = 500  # records fetched or deleted at once
+# What says that Chroma was not let finish, by the memory or the disk: no verdict on the copy.
+NO_VERDICT = (
+    *("did not answer within", "could be started", "killed by signal 9", "exit code -9"),
+    *("disk is full", "disk I/O error", "No space left on device", "Input/output error"),
+    *("Too many open files", "Cannot allocate memory", "MemoryError"),
+)
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 PROBE_COLLECTION = "nescord_ops_probe"
 PROBE_ID = "nescord_ops_probe_document"
@@ -130,6 +136,11 @@ def round_trip(stores: Stores, index_limit_bytes: float = INDEX_LIMIT_BYTES) -> 
 
 def _judge(answer: Answer, sample: int, no_sample: str) -> Iterator[Check]:
     seen = answer.result
+    if any(words in answer.problem for words in NO_VERDICT):
+        text = f"Chroma could not be let finish: {answer.problem}"
+        hint = "see that there is memory, and room in TMPDIR, and run it again"
+        yield unknown("chroma.roundtrip", text, hint)
+        return
     if answer.problem:
         hint = f"stop the bot and {RESTORE_PROVEN}"
         yield fail("chroma.roundtrip", f"Chroma cannot work with a copy: {answer.problem}", hint)

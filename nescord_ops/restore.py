@@ -31,8 +31,6 @@ from nescord_ops.snapshot import Progress, Snapshot, copy_file, copy_tree, scrat
 from nescord_ops.storefile import sync
 from nescord_ops.verify import examine
 
-# What Chroma's child says when it was not let finish: no verdict on the copy, and no refusal.
-_NO_VERDICT = ("did not answer within", "could be started", "killed by signal 9")
 UNTOUCHED = "the live data is untouched"
 _MARGIN_BYTES = 16 << 20
 _VARIABLES = {"database": "DATABASE_URL", "chroma": "CHROMADB_PERSIST_DIRECTORY"}
@@ -371,10 +369,8 @@ def _refuse_unproven(settings: Settings, backup: Backup, checks: Sequence[Check]
 
     Other failed checks tell how the data was when it was backed up, and are shown.
     """
-    bad = [*proof.damage(checks)]
-    for check in checks:
-        if check.name == "chroma.roundtrip" and check.status is Status.FAIL:
-            bad += [] if any(words in check.summary for words in _NO_VERDICT) else [check]
+    refused = [c for c in checks if c.name == "chroma.roundtrip" and c.status is Status.FAIL]
+    bad = [*proof.damage(checks), *refused]
     if bad:
         text = f"{backup.id} is damaged ({bad[0].name}: {bad[0].summary}); {UNTOUCHED}"
         raise BackupError(text, _better(settings, backup))

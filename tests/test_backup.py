@@ -462,7 +462,10 @@ def test_what_was_wrong_when_it_was_taken_is_not_the_backups_fault(demo: MakeDem
     assert backup.find(settings, identity).good
 
 
-NO_VERDICT = ["Chroma did not answer within 180 s", "killed by signal 9", "exit code -9"]
+NO_VERDICT = [
+    *("Chroma did not answer within 180 s", "killed by signal 9", "exit code -9"),
+    "chromadb.errors.InternalError: (code: 13) database or disk is full",
+]
 
 
 @pytest.mark.parametrize("problem", NO_VERDICT)

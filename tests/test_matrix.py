@@ -94,7 +94,13 @@ def unreadable(world: World, *_: object) -> Machine:
     return machine.denied(world, world.app, 0o700)
 
 
-# The command, what fails, and the exit code that is right. The first five have found defects.
+def unreadable_scratch(world: World, *_: object) -> Machine:
+    """What was written into scratch space does not come back."""
+    options = {"ops": "r", "nth": 1, "sticky": 1, "errno": errno.EIO, "path": world.root / "tmp"}
+    return Machine(machine.shimmed(world, **options))
+
+
+# The command, what fails, and the exit code that is right. Six of them have found defects.
 EVERY_DAY: dict[str, tuple[str, Fault, int]] = {
     "a demo on a full disk": ("demo --notes 5", failing("w", 2, errno.ENOSPC), 2),
     "a configuration on a full disk": ("deploy --write", failing("w", 2, errno.ENOSPC), 2),
@@ -103,6 +109,7 @@ EVERY_DAY: dict[str, tuple[str, Fault, int]] = {
     "scratch that stays": ("clean", failing("n", 4, errno.EACCES, sticky=True), 2),
     "a read-only volume": ("verify --depth quick", MACHINES["read-only"], 1),
     "a full disk amid a backup": ("backup create", failing("w", 20, errno.ENOSPC), 2),
+    "scratch that cannot be read": ("backup check", unreadable_scratch, 2),
     "SIGKILL amid a prune": ("backup prune --keep 1", signalled(20, signal.SIGKILL), -9),
     "a full disk amid a push": ("offsite push", failing("w", 1, errno.ENOSPC, sticky=True), 2),
 }

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import quote
 
 from nescord_ops import backup, keys, offsite, settings, store
 from nescord_ops import demo as demos
@@ -212,9 +213,18 @@ class Seen:
     damage: list[str]
     copies: dict[str, str]
     logical: dict[str, str]
+    sound: bool
 
 
 def look(world: World) -> Seen:
     """See what lies in a world."""
     copies = files(world.root / "offsite")
-    return Seen(stores(world), others(world), *generations(world), copies, logical(world))
+    seen = (stores(world), others(world), *generations(world), copies, logical(world))
+    return Seen(*seen, integrity(world.settings.database) == "ok")
+
+
+def integrity(path: Path) -> str:
+    """SQLite's first complaint of a file that nobody has open, or ok."""
+    uri = f"file:{quote(str(path))}?immutable=1"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+        return str(db.execute("PRAGMA integrity_check(1)").fetchone()[0])
