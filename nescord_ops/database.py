@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import sqlite3
 import struct
 from collections.abc import Iterator
@@ -25,6 +26,13 @@ HEADER_BYTES = 100
 MIGRATIONS = range(1, 9)
 BOT_TABLES = ("knowledge_notes", "note_links", "schema_migrations", "token_usage")
 SEARCH_TABLE = "knowledge_notes_fts"
+MACHINE_HINT = "see that TMPDIR has room and that its disk is well, and run it again"
+_MACHINE_CODES = (
+    *(sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL),
+    sqlite3.SQLITE_CANTOPEN,
+)
+# integrity_check's words for a page that the disk does not give: 10 is SQLITE_IOERR, 266 its read
+_MACHINE_LINE = re.compile(r"unable to get the page\. error code=(?:7|10|266)\b")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -153,15 +161,27 @@ def migrations(connection: sqlite3.Connection) -> list[int]:
 
 
 def integrity(connection: sqlite3.Connection, *, quick: bool = False) -> list[str]:
-    """Run `PRAGMA integrity_check`, or `quick_check`, on a copy; return its complaints."""
+    """Run `PRAGMA integrity_check`, or `quick_check`, on a copy; return its complaints.
+
+    Raise VolumeError if the disk would not give the copy back, which says nothing about it.
+    """
     try:
         rows = connection.execute(
             f"PRAGMA {'quick' if quick else 'integrity'}_check(20)"
         ).fetchall()
     except sqlite3.DatabaseError as error:
+        if of_the_machine(error):
+            raise VolumeError(str(error), MACHINE_HINT) from error
         return [str(error)]
     lines = [line for row in rows for line in str(row[0]).splitlines()]
+    if failed := [line for line in lines if _MACHINE_LINE.search(line)]:
+        raise VolumeError(f"the copy could not be read: {failed[0]}", MACHINE_HINT)
     return [line for line in lines if line != "ok" and not line.startswith("***")]
+
+
+def of_the_machine(error: Exception) -> bool:
+    """Whether an error of SQLite's is the disk's or the memory's, and no damage of the file."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _MACHINE_CODES
 
 
 def foreign_key_orphans(connection: sqlite3.Connection) -> dict[str, int]:

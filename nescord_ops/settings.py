@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shlex
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -213,11 +214,18 @@ def _env_file(given: str | Path | None, app: Path) -> Path | None:
     """The `.env` file: the one named, which must exist, else the bot's, which need not."""
     given = given or os.environ.get("NESCORD_OPS_ENV_FILE")
     file = Path(given).expanduser().absolute() if given else app / ".env"
-    if not file.is_file():
+    try:
+        seen = file.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        seen = None
+    except OSError as error:
+        text = f"{file} cannot be read: {error.strerror}"
+        raise SettingsError(text, "run it as the bot's user or root") from error
+    if seen is None or not stat.S_ISREG(seen.st_mode):
         if given:
             raise SettingsError(f"{file} is not a file", "name an existing file with --env-file")
         return None
-    if file.stat().st_size > ENV_FILE_BYTES:
+    if seen.st_size > ENV_FILE_BYTES:
         raise SettingsError(f"{file} is larger than 1 MB", "name the bot's file with --env-file")
     return file
 

@@ -90,17 +90,22 @@ def scratch(needed_bytes: int, where: Path | None = None) -> Iterator[Path]:
         )
     try:
         root = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=base))
+        try:
+            handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            root.rmdir()
+            raise
     except OSError as error:
         raise CaptureError(
             f"no scratch directory in {base}: {error.strerror}",
             "set TMPDIR to a writable directory",
         ) from error
-    handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield root
     finally:
-        volume.remove_tree(root)
+        with contextlib.suppress(OSError):  # what cannot be removed now is left to the next run
+            volume.remove_tree(root)
         os.close(handle)
 
 

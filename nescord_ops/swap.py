@@ -133,7 +133,7 @@ def unheld(swaps: Sequence[Swap]) -> Check:
         return ok("restore.holders", "no process has the live data open")
     text = "there is no /proc here"
     if seen.unseen:
-        text = f"process {', '.join(seen.unseen[:5])} cannot be looked into"
+        text = f"{', '.join(seen.unseen[:5])} cannot be looked into"
     hint = "be sure that the bot is stopped"
     return warn("restore.holders", f"nobody was seen with the live data open, but {text}", hint)
 
@@ -178,20 +178,35 @@ def finish(swaps: Sequence[Swap], note: Path | None) -> None:
     except OSError as error:
         text = f"{error.filename}: {error.strerror}"
         if all(swap.staged.exists() and not swap.kept.exists() for swap in swaps):
-            _close(swaps, note)
-            raise VolumeError(f"{text}; the live data is untouched", STOP_HINT) from error
+            abandon(swaps, note)
+            if not (note and os.path.lexists(note)):
+                raise VolumeError(f"{text}; the live data is untouched", STOP_HINT) from error
         hint = "keep the bot stopped, and run the same command again: it goes on from here"
         raise VolumeError(f"the swap stopped half way: {text}", hint) from error
+    except KeyboardInterrupt:  # it comes too late: half a swap is of no use to anybody
+        finish(swaps, note)
 
 
 def _close(swaps: Iterable[Swap], note: Path | None) -> None:
-    clear(swaps)
+    _clear(swaps)
     if note:
         note.unlink()
         sync(note.parent)
 
 
-def clear(swaps: Iterable[Swap]) -> None:
+def abandon(swaps: Iterable[Swap], note: Path | None) -> None:
+    """Give a swap up of which nothing is done: the note first, for it vouches for the copies.
+
+    What cannot be removed now is left to `recover`.
+    """
+    with contextlib.suppress(OSError):
+        if note and os.path.lexists(note):
+            note.unlink()
+            sync(note.parent)
+        _clear(swaps)
+
+
+def _clear(swaps: Iterable[Swap]) -> None:
     """Remove the hidden directories."""
     for staging in {swap.staged.parent for swap in swaps}:
         volume.remove_tree(staging)

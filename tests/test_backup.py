@@ -467,6 +467,7 @@ NO_VERDICT = [
     "Chroma did not answer within 180 s",
     "killed by signal 9",
     "Chroma's process gave no answer",
+    "chromadb.errors.InternalError: (code: 13) database or disk is full",
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -253,3 +254,19 @@ def test_a_missing_store_is_left_out_with_its_reason(demo: MakeDemo) -> None:
         assert taken.chroma is None
         assert "cannot be opened" in taken.problems["chroma"]
         assert taken.database
+
+
+def test_scratch_that_cannot_be_locked_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def refused(path: Path, *arguments: int, **options: int) -> int:
+        if snapshot.SCRATCH_PREFIX in str(path):
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(CaptureError, match="Too many open files"), snapshot.scratch(0, tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
