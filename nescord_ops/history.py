@@ -10,14 +10,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import math
+import os
 import sqlite3
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from nescord_ops import database as databases
+from nescord_ops.checks import Status
 from nescord_ops.show import printable
 
 FILE_NAME = "history.sqlite3"
@@ -25,6 +27,7 @@ APPLICATION_ID = 0x4E4F5053  # "NOPS", so that a file that is not ours is known
 SCHEMA_VERSION = 1
 LOCK_SECONDS = 30.0
 UNITS = ("bytes", "seconds", "days", "months", "usd", "percent", "gb")
+_Made = TypeVar("_Made")
 _log = logging.getLogger(__name__)
 # What the surroundings did, as against what is wrong with the file (sqlite.org/rescode.html).
 _SURROUNDINGS = {
@@ -82,13 +85,39 @@ def record(reports_dir: Path, run: RunRow, documents: Sequence[Mapping[str, Any]
 def runs(reports_dir: Path) -> list[RunRow]:
     """Return every recorded run, newest first; empty where there is no usable history."""
     pages: dict[str, list[PageRow]] = {}
-    for stamp, *page in _select(reports_dir, "SELECT run, name, status, headline FROM pages"):
-        pages.setdefault(stamp, []).append(PageRow(*page))
+    query = "SELECT run, name, status, headline FROM pages"
+    for stamp, page in _made(_page, _select(reports_dir, query)):
+        pages.setdefault(stamp, []).append(page)
     query = "SELECT stamp, generated_at, status, demo FROM runs ORDER BY generated_at DESC"
-    return [
-        RunRow(stamp, datetime.fromisoformat(at), status, bool(demo), tuple(pages.get(stamp, ())))
-        for stamp, at, status, demo in _select(reports_dir, query)
-    ]
+    found = _made(_run, _select(reports_dir, query))
+    return [dataclasses.replace(run, pages=tuple(pages.get(run.stamp, ()))) for run in found]
+
+
+def _made(make: Callable[..., _Made], rows: Iterable[tuple[Any, ...]]) -> Iterator[_Made]:
+    """Yield what is made of rows, but for those with values that nobody of us has written."""
+    for row in rows:
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            yield make(*row)
+
+
+def _page(stamp: str, name: str, status: str, headline: str) -> tuple[str, PageRow]:
+    if not isinstance(headline, str):
+        raise TypeError
+    return stamp, PageRow(printable(name), Status(status).value, printable(headline))
+
+
+def _run(stamp: str, at: str, status: str, demo: int) -> RunRow:
+    return RunRow(printable(stamp), _moment(at), Status(status).value, bool(demo), ())
+
+
+def _measured(at: str, value: float) -> tuple[datetime, float]:
+    if not _number(value):
+        raise ValueError
+    return _moment(at), float(value)
+
+
+def _moment(at: str) -> datetime:
+    return datetime.fromisoformat(at).astimezone(UTC)
 
 
 def series(
@@ -107,13 +136,12 @@ def series(
         ORDER BY m.generated_at
     """
     asked = {"key": key, "name": name, "volume": None if volume is None else volume_key(volume)}
-    found = _select(reports_dir, query, asked)
-    return [(datetime.fromisoformat(at), float(value)) for at, value in found]
+    return [*_made(_measured, _select(reports_dir, query, asked))]
 
 
 def volume_key(database: Path | str) -> str:
     """Given the path of a volume's database, return what its measurements are kept under."""
-    return printable(str(Path(database).resolve())) if str(database) else ""
+    return printable(os.path.realpath(str(database))) if str(database) else ""
 
 
 def measurements(document: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
@@ -145,15 +173,16 @@ def import_database() -> Any:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) < sys.float_info.max  # type: ignore[arg-type]
 
 
 def _write(file: Path, run: RunRow, documents: Sequence[Mapping[str, Any]]) -> None:
     """Write one run. Its row in `runs` comes last: without that row nothing of it is seen."""
     Database = import_database()  # noqa: N806
     at = run.generated_at.astimezone(UTC).isoformat(timespec="seconds")
-    with contextlib.closing(sqlite3.connect(file, timeout=LOCK_SECONDS)) as connection:
-        connection.isolation_level = None
+    connection = sqlite3.connect(file, timeout=LOCK_SECONDS, isolation_level=None)
+    with contextlib.closing(connection), databases.confined(connection):
         connection.execute("BEGIN IMMEDIATE")
         database = Database(connection)
         _prepare(database)
@@ -239,12 +268,13 @@ def _prepare(database: Any) -> None:
 
 
 def _ours(connection: sqlite3.Connection) -> bool:
-    """True for a new, empty file and for one that this version wrote."""
-    mark, version, tables = connection.execute(
+    """True for a new, empty file and for one that this version wrote, which has no view."""
+    mark, version, tables, views = connection.execute(
         "SELECT * FROM pragma_application_id, pragma_user_version,"
-        " (SELECT count(*) FROM sqlite_master)"
+        " (SELECT count(*), sum(type NOT IN ('table', 'index')) FROM sqlite_master)"
     ).fetchone()
-    return (mark, version) == (APPLICATION_ID, SCHEMA_VERSION) or (mark, tables) == (0, 0)
+    ours = (mark, version) == (APPLICATION_ID, SCHEMA_VERSION) and not views
+    return ours or (mark, tables) == (0, 0)
 
 
 def _foreign() -> sqlite3.DatabaseError:
@@ -262,7 +292,8 @@ def _select(
         return []
     try:
         uri = f"{file.as_uri()}?mode=ro"
-        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)) as connection:
+        connection = sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)
+        with contextlib.closing(connection), databases.confined(connection):
             return connection.execute(query, values or {}).fetchall() if _ours(connection) else []
     except (sqlite3.Error, ValueError) as error:
         _log.warning("%s cannot be read, going on without it: %s", file, error)

@@ -25,10 +25,12 @@ from typing import Any
 from nescord_ops import checks, history, render
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
+from nescord_ops.show import printable
 
 STAMP = re.compile(r"\d{8}T\d{6}Z(-\d+)?")
 _BUILDING = ".building-"
 _ABANDONED_SECONDS = 86_400
+_DOCUMENT_BYTES = 16_000_000  # ours have some 50 kB
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def _present(target: Path) -> list[str]:
         for entry in entries:
             if not entry.is_dir(follow_symlinks=False):
                 continue
-            if STAMP.fullmatch(entry.name):
+            if _began(entry.name):
                 found.append(entry.name)
             elif entry.name.startswith(_BUILDING):
                 age = time.time() - entry.stat(follow_symlinks=False).st_mtime
@@ -130,16 +132,38 @@ def _adopt(target: Path, present: Sequence[str]) -> None:
     for stamp in sorted(set(present) - recorded):
         documents = []
         for file in sorted(target.joinpath(stamp).glob("*.json")):
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                document = json.loads(file.read_text("utf-8"))
-                headline = checks.headline(render.findings(document))
-                documents.append(
-                    (history.PageRow(file.stem, document["status"], headline), document)
-                )
+            with contextlib.suppress(
+                OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
+            ):
+                documents.append((_row(file, document := _document(file)), document))
         status = worst(Status(row.status) for row, _ in documents)
-        began = datetime.strptime(stamp.partition("-")[0], "%Y%m%dT%H%M%S%z")
+        began = _began(stamp)
+        assert began
         row = history.RunRow(stamp, began, status.value, False, tuple(r for r, _ in documents))
         history.record(target, row, [document for _, document in documents])
+
+
+def _document(file: Path) -> dict[str, Any]:
+    """Read one JSON document of a run; raise ValueError, KeyError or TypeError if it is none."""
+    if not file.is_file() or file.stat().st_size > _DOCUMENT_BYTES:
+        raise ValueError("not one of ours")
+    document: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    history.measurements(document)
+    history.volume_key(document["settings"].get("database") or "")
+    return document
+
+
+def _row(file: Path, document: Mapping[str, Any]) -> history.PageRow:
+    headline = checks.headline(render.findings(document))
+    return history.PageRow(printable(file.stem), Status(document["status"]).value, headline)
+
+
+def _began(stamp: str) -> datetime | None:
+    """The time that a run's directory is named for; None if it is no run's name."""
+    if STAMP.fullmatch(stamp):
+        with contextlib.suppress(ValueError):
+            return datetime.strptime(stamp.partition("-")[0], "%Y%m%dT%H%M%S%z")
+    return None
 
 
 def _free(began: datetime, present: Sequence[str]) -> str:

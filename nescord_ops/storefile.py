@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
 
+from nescord_ops import database
 from nescord_ops.errors import StoreError
 
 APPLICATION_ID = 0x4E4F5053  # "NOPS", in the file's header
@@ -126,7 +127,7 @@ def open_store(
         )
     except (OSError, sqlite3.Error) as error:
         raise _error(path, error) from error
-    with contextlib.closing(connection):
+    with contextlib.closing(connection), database.confined(connection):
         connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
         try:
             _recognise(path, connection)
@@ -261,15 +262,22 @@ def read_generation(db: sqlite3.Connection, number: int) -> Generation:
     if row is None:
         raise StoreError(f"the record of generation {number} is missing", CHECK_HINT)
     identity, taken_at, evidence, added, digest = row
+    damaged = Generation(str(identity), datetime.fromtimestamp(0, UTC), {}, 0, 0, 0, intact=False)
     if digest != manifest_digest(db, number):
-        return Generation(str(identity), datetime.fromtimestamp(0, UTC), {}, 0, 0, 0, intact=False)
+        return damaged
+    try:  # whoever altered it may have sealed it anew
+        moment, facts = datetime.fromisoformat(taken_at).astimezone(UTC), json.loads(evidence)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return damaged
     files, size = db.execute(
         "SELECT count(size), coalesce(sum(size), 0) FROM file WHERE generation = ?", (number,)
     ).fetchone()
+    if not (isinstance(facts, dict) and all(type(n) is int for n in (size, added))):
+        return damaged
     return Generation(
-        id=identity,
-        taken_at=datetime.fromisoformat(taken_at),
-        evidence=json.loads(evidence),
+        id=str(identity),
+        taken_at=moment,
+        evidence=facts,
         files=files,
         size_bytes=size,
         added_bytes=added,
