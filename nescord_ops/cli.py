@@ -50,6 +50,7 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line and exit with its code. SIGTERM cleans up as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.umask(os.umask(0o022) | 0o022)  # nobody else writes to what this writes
     sys.exit(run())
 
 

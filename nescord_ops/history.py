@@ -179,6 +179,8 @@ def _number(value: object) -> bool:
 
 def _write(file: Path, run: RunRow, documents: Sequence[Mapping[str, Any]]) -> None:
     """Write one run. Its row in `runs` comes last: without that row nothing of it is seen."""
+    if file.is_symlink():
+        raise _foreign()
     Database = import_database()  # noqa: N806
     at = run.generated_at.astimezone(UTC).isoformat(timespec="seconds")
     connection = sqlite3.connect(file, timeout=LOCK_SECONDS, isolation_level=None)

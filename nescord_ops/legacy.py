@@ -115,7 +115,7 @@ def _unzip(path: Path, target: Path) -> None:
         if volume.space(target).free_bytes < member.file_size:
             hint = "free some space there, or set TMPDIR to a directory with more"
             raise VolumeError(f"{path.name} unpacks to {member.file_size:,} bytes: no room", hint)
-        with archive.open(member) as packed, target.open("xb") as file:
+        with archive.open(member) as packed, open(target, "xb", opener=volume.private) as file:
             shutil.copyfileobj(packed, file, 1 << 20)
 
 
@@ -158,4 +158,5 @@ def write_manifest(directory: Path, taken_at: datetime, settings: Settings) -> N
         },
         "files": {"chromadb": CHROMA, "sqlite": DATABASE, "manifest": MANIFEST},
     }
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
+    with open(directory / MANIFEST, "x", encoding="utf-8", opener=volume.private) as file:
+        json.dump(manifest, file, indent=2)

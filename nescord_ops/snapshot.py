@@ -108,7 +108,8 @@ def _sweep(base: Path) -> None:
     for left in base.glob(f"{SCRATCH_PREFIX}*"):
         with contextlib.suppress(OSError):
             seen = left.lstat()
-            if seen.st_uid != os.geteuid() or time.time() - seen.st_mtime < 60:
+            ours = seen.st_uid == os.geteuid() and stat.S_IMODE(seen.st_mode) == 0o700
+            if not ours or time.time() - seen.st_mtime < 60:
                 continue
             handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
@@ -301,6 +302,7 @@ def _backup(source: sqlite3.Connection, target: Path, limit_seconds: float) -> N
                 "run it with the bot stopped",
             )
 
+    open(target, "xb", opener=volume.private).close()
     with contextlib.closing(sqlite3.connect(target, isolation_level=None)) as copy:
         copy.execute("PRAGMA synchronous=OFF")
         copy.execute("PRAGMA journal_mode=OFF")
@@ -351,7 +353,10 @@ def copy_file(source: Path, target: Path) -> None:
         handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError as error:
         raise Moved from error
-    with open(handle, "rb", buffering=0), target.open("xb", buffering=0) as writer:
+    with (
+        open(handle, "rb", buffering=0),
+        open(target, "xb", buffering=0, opener=volume.private) as writer,
+    ):
         length = os.fstat(handle).st_size
         writer.truncate(length)
         at = 0

@@ -151,7 +151,8 @@ def declare(settings: Settings, swaps: Sequence[Swap], purpose: str) -> None:
         "stamp": staging.name.removeprefix(HIDDEN),
         "places": {swap.name: str(swap.live) for swap in swaps},
     }
-    draft.write_text(json.dumps(document), "ascii")
+    with open(draft, "x", encoding="ascii", opener=volume.private) as file:
+        json.dump(document, file)
     sync_entry(draft)
     try:
         draft.rename(note)
@@ -201,12 +202,16 @@ def _exchange(swap: Swap) -> None:
     """Move what is live into `kept` and the copy into its place, unless that was done before."""
     if not swap.staged.exists():
         return
-    swap.kept.mkdir(mode=0o700, exist_ok=True)
+    volume.private_directory(swap.kept)
     try:
         name = _free_name(swap)
-        for suffix, path in swap.replaced.items():
-            path.rename(swap.kept / f"{name}{suffix}")
-        sync(swap.kept)
+        handle = os.open(swap.kept, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            for suffix, path in swap.replaced.items():
+                os.rename(path, f"{name}{suffix}", dst_dir_fd=handle)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
         sync(swap.live.parent)
         swap.staged.rename(swap.live)
         sync(swap.live.parent)

@@ -559,7 +559,7 @@ def test_what_a_bot_wrote_in_between_is_kept_too(site: Site, outcome: Tree) -> N
     old = live(site.settings)
     interrupted(site)
     found, kept = site.settings, site.settings.database.parent / "replaced_20260102_120000"
-    kept.mkdir()
+    kept.mkdir(mode=0o700)
     for suffix in ("-wal", "-shm", ""):
         path = database.beside(found.database, suffix)
         path.rename(kept / path.name)
