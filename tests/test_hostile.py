@@ -7,10 +7,8 @@ defect that was found so has its test here, in words rather than in bytes.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
-import shutil
 import sqlite3
 import stat
 import subprocess
@@ -32,7 +30,6 @@ from hypothesis import strategies as st
 from nescord_ops import (
     backup,
     chroma,
-    cli,
     database,
     history,
     inventory,
@@ -40,18 +37,16 @@ from nescord_ops import (
     offsite,
     publish,
     render,
-    report,
     restore,
     settings,
     snapshot,
-    store,
     swap,
     verify,
     volume,
 )
 from nescord_ops.checks import Status
 from nescord_ops.demo import Demo
-from nescord_ops.errors import BackupError, OpsError, StoreError, VolumeError
+from nescord_ops.errors import OpsError, VolumeError
 
 NOW = datetime(2026, 8, 1, 12, tzinfo=UTC)
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user as well")
@@ -341,7 +336,8 @@ def index(name, head, size):
 
 before = peak()
 bomb = frame(256 << 20)
-for packed in (bomb, zstandard.ZstdCompressor().compress(bytes(64 << 20)), b"\\x28\\xb5\\x2f\\xfd" + bytes(9)):
+sized = zstandard.ZstdCompressor().compress(bytes(64 << 20))
+for packed in (bomb, sized, b"\\x28\\xb5\\x2f\\xfd" + bytes(9)):
     refused(lambda packed=packed: pages.unpack(packed, None, b""), ValueError)
 refused(lambda: pages.unpack(frame(1 << 20), bomb, b""), ValueError)
 for head in (b"X\\xff\\xff\\xff\\x7f", b"\\x8d" + (1 << 31).to_bytes(8, "little"), b"V", b"I",
