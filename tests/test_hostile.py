@@ -243,6 +243,23 @@ def test_a_stored_program_is_no_more_a_privileged_one(kit: dict[str, Any], tmp_p
     assert modes == {0}
 
 
+@pytest.mark.parametrize("name", [b"../climbed", b"/climbed", b"a/../../climbed", b""])
+def test_a_name_that_leads_out_stops_every_way_out_of_the_store(
+    name: bytes, kit: dict[str, Any], tmp_path: Path
+) -> None:
+    """The package's, and the script of the README."""
+    script = "UPDATE file SET path = ? WHERE number = (SELECT max(number) FROM file)"
+    found = sealed(kit, tmp_path, script, name)
+    with pytest.raises(OpsError, match="leads elsewhere"):
+        inventory.materialise(found, fuzzing.ID, tmp_path / "out")
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text("utf-8")
+    code = readme.split("## The store's format\n")[1].split("```python\n")[1].split("```")[0]
+    given = (found.backup_dir / "store.sqlite3", fuzzing.ID, tmp_path / "in" / "out")
+    done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, check=False)
+    assert done.stderr == b"a name leads elsewhere\n"
+    assert not [*tmp_path.rglob("climbed")]
+
+
 HISTORIES = {
     "a view": ENDLESS.format(t="runs"),
     "no time": "UPDATE runs SET generated_at = 'never'",
