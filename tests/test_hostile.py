@@ -407,6 +407,42 @@ def test_bombs_take_no_memory_and_no_room(kit: dict[str, Any], tmp_path: Path) -
     assert written < 1 << 20
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A0=xxxxxxxxxx\n" + "".join(f"A{n + 1}=${{A{n}}}${{A{n}}}\n" for n in range(60)),
+        "A=" + "${B:-" * 18_000,
+        "A=${B}" + "}" * 5000,
+    ],
+)
+def test_a_variable_that_grows_by_its_references_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(text)
+    began = time.process_time()
+    with pytest.raises(OpsError, match="too long for a value that refers to others"):
+        settings.load(app_dir=tmp_path, required=False)
+    assert time.process_time() - began < 2
+
+
+@examples(max_examples=60, deadline=None, database=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("ABC"),
+            st.text(st.sampled_from("ABC${}:-x '\"\\#é"), max_size=12),
+        ),
+        max_size=8,
+    )
+)
+def test_the_env_file_is_read_as_the_bot_reads_it(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[tuple[str, str]]
+) -> None:
+    from dotenv import dotenv_values
+
+    file = tmp_path_factory.getbasetemp() / ".env"
+    file.write_text("".join(f"{name}={value}\n" for name, value in lines), "utf-8")
+    assert settings._written(file) == dotenv_values(file, encoding="utf-8")
+
+
 # Who may read and write what is written.
 
 
