@@ -155,7 +155,7 @@ def _distance(connection: sqlite3.Connection, row: sqlite3.Row) -> str:
 def _find_space(text: object) -> str:
     """The vector index's `space` in a JSON text; `#embedding` is the key of the vectors."""
     try:
-        pending: list[Any] = [json.loads(str(text or "{}"))]
+        pending: list[Any] = [json.loads(str(text or "{}")[:_KEY_BYTES])]
     except (ValueError, RecursionError):
         return ""
     if isinstance(pending[0], dict) and isinstance(pending[0].get("keys"), dict):

@@ -21,7 +21,7 @@ from nescord_ops.errors import VolumeError
 
 MAGIC = b"SQLite format 3\0"
 HEADER_BYTES = 100
-VALUE_BYTES = 32 << 20  # the longest text or blob of a row that is read: no note comes near
+VALUE_BYTES = 8 << 20  # the longest text or blob of a row that is read: no note comes near
 MIGRATIONS = range(1, 9)
 BOT_TABLES = ("knowledge_notes", "note_links", "schema_migrations", "token_usage")
 SEARCH_TABLE = "knowledge_notes_fts"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -33,6 +34,7 @@ _FILE = re.compile(r"backup_(\d{8}_\d{6})_(?:manual|auto|pre_restore)\.db(?:\.zi
 STAMP = "%Y%m%d_%H%M%S"
 _RATIO = 200  # an archive packed tighter was made to do harm (text packs to a tenth)
 _SMALL_BYTES = 64 << 20  # an archive that unpacks to less than this harms nobody
+_DIRECTORY_BYTES = 2 << 20  # of an archive's directory: zipfile makes an object of each 50 bytes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -119,6 +121,17 @@ def _unzip(path: Path, target: Path) -> None:
             shutil.copyfileobj(packed, file, 1 << 20)
 
 
+class _Packed(io.FileIO):
+    """An archive of which nobody reads more than a little at once, whatever lengths it claims."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0:
+            size = _DIRECTORY_BYTES
+        if size > _DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"a directory of {size:,} bytes")
+        return super().read(size)
+
+
 @contextlib.contextmanager
 def _member(path: Path) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
     """Open an archive and yield it with its one database.
@@ -126,7 +139,7 @@ def _member(path: Path) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
     Raise BackupError if it is damaged, if it holds anything else, or if it was made to do harm.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _Packed(path) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             if len(members) != 1 or not members[0].filename.endswith(".db"):
                 names = ", ".join(repr(member.filename) for member in members[:3])

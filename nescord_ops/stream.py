@@ -37,7 +37,7 @@ from nescord_ops.inventory import Backup
 from nescord_ops.storefile import Store, explained
 
 FORMAT = "nescord-ops offsite 1"
-RECORD_BYTES = 16 << 20
+RECORD_BYTES = 4 << 20  # JSON takes up to 25 times as much when it is read; ours has some 10 kB
 _RECORD = ".record.json"
 _WINDOW_BYTES = 1 << 27  # what `zstd -d` accepts
 _HEADER_BYTES = 1 << 16  # of extended headers, which are read into memory

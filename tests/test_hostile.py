@@ -323,10 +323,10 @@ def test_the_json_of_an_earlier_run_is_not_believed(
 # Bombs.
 
 BOMBS = """
-import gzip, io, json, os, resource, sys
+import gzip, io, json, os, resource, struct, sys
 from pathlib import Path
 import zstandard
-from nescord_ops import chroma, copies, logs, pages, remote, settings, stream
+from nescord_ops import chroma, copies, legacy, logs, pages, remote, settings, stream
 from nescord_ops.errors import OpsError
 root = Path(sys.argv[1])
 
@@ -365,6 +365,12 @@ wide.mkdir()
 (wide / "header.bin").touch()
 os.truncate(wide / "header.bin", 8 << 30)
 refused(lambda: chroma.read_hnsw(wide), OpsError)
+entry = struct.pack("<4s6H3L5H2L", b"PK\\1\\2", *[0] * 9, 1, 0, 0, 0, 0, 0, 0) + b"x"
+packed = root / "data" / "backups" / "backup_20260102_030405_auto.db.zip"
+packed.parent.mkdir(parents=True)
+end = struct.pack("<4s4H2LH", b"PK\\5\\6", 0, 0, 65535, 65535, len(entry) * 1_000_000, 0, 0)
+packed.write_bytes(entry * 1_000_000 + end)
+refused(lambda: legacy.unpacked_bytes(legacy.recognise(packed)), OpsError)
 log = root / "bot.log"
 log.touch()
 os.truncate(log, 1 << 30)
@@ -382,7 +388,7 @@ for content in (bomb, b"\\x28\\xb5\\x2f\\xfd\\x00\\xff" + bytes(30)):
     refused(lambda: stream.unpack(source.read, to, record, None), OpsError)
 place = root / "place"
 place.mkdir()
-for text in (b"[" * (4 << 20), b'{"a":' * (1 << 20), b"1" * (15 << 20)):
+for text in (b"[" * (4 << 20), b'{"a":' * (1 << 20), b"1" * (3 << 20), b"[" + b"[]," * (1 << 20)):
     (place / "%s.json").write_bytes(text)
     (copy,) = copies.every(remote.connect(str(place)))
     assert copy.fault
