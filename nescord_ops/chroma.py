@@ -195,7 +195,8 @@ def read_hnsw(directory: Path) -> Hnsw:
     if len(raw) != _HEADER.size:
         raise VolumeError(f"{path} has {len(raw)} bytes, not {_HEADER.size}")
     _, _, limit, count, size, label, data, *_ = _HEADER.unpack(raw)
-    if not (0 < data < label < size <= 1 << 20 and label - data == (label - data) // 4 * 4):
+    whole = 0 < data < label <= size - 8 < 1 << 20  # a label takes 8 bytes
+    if not whole or (label - data) % 4:
         raise VolumeError(f"{path} is damaged: element of {size} bytes, vector at {data}..{label}")
     if count > limit:
         raise VolumeError(f"{path} is damaged: {count:,} elements, room for {limit:,}")

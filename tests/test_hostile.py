@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -167,6 +168,19 @@ def test_rows_that_no_chroma_writes_are_findings(kind: str, demo: MakeDemo) -> N
     harmless = kind in ("a table has a column more", "the configuration is a number")
     bad = {name for name, status in found.items() if status.exit_code}
     assert bad <= {"chroma.distance"} if harmless else bad
+
+
+def test_an_element_without_room_for_its_label_is_damage(
+    kit: dict[str, Any], tmp_path: Path
+) -> None:
+    index = tmp_path / "index"
+    shutil.copytree(kit["index"], index)
+    header = chroma.read_hnsw(index)
+    facts = [*chroma._HEADER.unpack((index / "header.bin").read_bytes())]
+    facts[4] = header.element_bytes - 1
+    (index / "header.bin").write_bytes(chroma._HEADER.pack(*facts))
+    with pytest.raises(VolumeError, match="is damaged"):
+        chroma.read_hnsw(index)
 
 
 def sealed(kit: dict[str, Any], directory: Path, script: str, *values: object) -> settings.Settings:
@@ -352,7 +366,7 @@ def index(name, head, size):
     return lambda: [*chroma.id_map(directory)]
 
 before = peak()
-bomb = frame(128 << 20)
+bomb = frame(64 << 20)
 sized = zstandard.ZstdCompressor().compress(bytes(16 << 20))
 for packed in (bomb, sized, b"\\x28\\xb5\\x2f\\xfd" + bytes(9)):
     refused(lambda packed=packed: pages.unpack(packed, None, b""), ValueError)
@@ -368,15 +382,15 @@ refused(lambda: chroma.read_hnsw(wide), OpsError)
 entry = struct.pack("<4s6H3L5H2L", b"PK\\1\\2", *[0] * 9, 1, 0, 0, 0, 0, 0, 0) + b"x"
 packed = root / "data" / "backups" / "backup_20260102_030405_auto.db.zip"
 packed.parent.mkdir(parents=True)
-end = struct.pack("<4s4H2LH", b"PK\\5\\6", 0, 0, 65535, 65535, len(entry) * 1_000_000, 0, 0)
-packed.write_bytes(entry * 1_000_000 + end)
+end = struct.pack("<4s4H2LH", b"PK\\5\\6", 0, 0, 65535, 65535, len(entry) * 800_000, 0, 0)
+packed.write_bytes(entry * 800_000 + end)
 refused(lambda: legacy.unpacked_bytes(legacy.recognise(packed)), OpsError)
 log = root / "bot.log"
 log.touch()
-os.truncate(log, 1 << 30)
+os.truncate(log, 256 << 20)
 assert logs.read([log]).cut_lines == 1
 with gzip.open(log, "wb", 1) as file:
-    for _ in range(64):
+    for _ in range(32):
         file.write(bytes(1 << 20))
 assert logs.read([log]).cut_lines == 1
 log.write_text("\\n".join(["[" * 60_000, '{"message":' * 5000, '{"message": ' + "[" * 50_000]))
