@@ -33,7 +33,7 @@ from nescord_ops.snapshot import DATABASE
 from nescord_ops.storefile import sync
 
 HIDDEN = ".nescord-ops-restore-"
-_LOCK_SECONDS = 1.0
+_LOCK_SECONDS, _NOTE_BYTES = 1.0, 1 << 16
 INTENT = ".nescord-ops-restore.json"
 STOP_HINT = "stop the bot (on Railway: start command `sleep infinity`, redeploy), and run it again"
 # In the order they are swapped: a directory is likelier to refuse a rename than a file.
@@ -262,17 +262,25 @@ def recover(settings: Settings, *, dry_run: bool = False) -> str:
 def _noted(note: Path, places: Mapping[str, Path]) -> tuple[list[Swap], str]:
     """Read a note of intent; raise VolumeError if it is none, or speaks of other places."""
     try:
-        said = json.loads(note.read_bytes())
+        with open(note, "rb", opener=_plainly) as file:
+            said = json.loads(file.read(_NOTE_BYTES))
         meant, purpose = dict(said["places"]), show.printable(said["purpose"])
         if not _STAMP.fullmatch(said["stamp"]):
             raise ValueError("no time")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not meant.keys() <= places.keys():
+            raise ValueError("no such store")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise VolumeError(f"{note} is no note of a swap: {error}", "remove it") from error
     if any(str(places.get(name)) != path for name, path in meant.items()):
         where = show.printable(" and ".join(map(str, meant.values())))
         text = f"a {purpose} to {where} was interrupted, and the settings differ now"
         raise VolumeError(text, "run the same command again with the settings of then")
     return _swaps({name: places[name] for name in meant}, said["stamp"]), purpose
+
+
+def _plainly(path: str, flags: int) -> int:
+    """Open a file, but follow no link and wait for no pipe that was put in its place."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def sync_entry(path: Path) -> None:

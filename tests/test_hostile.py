@@ -684,6 +684,25 @@ def test_a_restore_writes_through_no_link(demo: MakeDemo, tmp_path: Path) -> Non
     assert made.database.read_bytes() == before
 
 
+NOTES: dict[str, Callable[[Path], object]] = {
+    "deep": lambda note: note.write_text("[" * 60_000),
+    "large": lambda note: note.touch() or os.truncate(note, 8 << 30),
+    "a pipe": lambda note: os.mkfifo(note),
+    "a link": lambda note: note.symlink_to("/dev/zero"),
+    "of no store": lambda note: note.write_text(
+        json.dumps({"purpose": "x", "stamp": "20260801_120000", "places": {"x": "None"}})
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NOTES)
+def test_a_note_of_a_swap_that_is_none_is_refused(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    NOTES[kind](tmp_path / "data" / swap.INTENT)
+    with pytest.raises(VolumeError, match="is no note of a swap"):
+        restore.recover(settings.load(app_dir=tmp_path, required=False))
+
+
 def test_stale_scratch_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     """Somebody may rename a directory of ours to the name of scratch: its mode tells."""
     mine = tmp_path / f"{snapshot.SCRATCH_PREFIX}abcdefgh"
