@@ -61,6 +61,7 @@ def _terminate(*_: object) -> None:
 def main() -> None:
     """Run the command line and exit with its code. SIGTERM cleans up as Ctrl-C does."""
     signal.signal(signal.SIGTERM, _terminate)
+    os.umask(os.umask(0o022) | 0o022)  # nobody else writes to what this writes
     sys.exit(run())
 
 

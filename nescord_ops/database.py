@@ -23,6 +23,7 @@ from nescord_ops.results import Result
 
 MAGIC = b"SQLite format 3\0"
 HEADER_BYTES = 100
+VALUE_BYTES = 8 << 20  # the longest text or blob of a row that is read: no note comes near
 MIGRATIONS = range(1, 9)
 BOT_TABLES = ("knowledge_notes", "note_links", "schema_migrations", "token_usage")
 SEARCH_TABLE = "knowledge_notes_fts"
@@ -127,7 +128,7 @@ def open_live(path: Path) -> Iterator[sqlite3.Connection]:
     at_rest = not beside(path, "-wal").exists() and not beside(path, "-journal").exists()
     options = "mode=ro&immutable=1" if at_rest else "mode=ro"
     connection = sqlite3.connect(uri(path, options), uri=True, timeout=5, isolation_level=None)
-    with contextlib.closing(connection):
+    with contextlib.closing(connection), confined(connection):
         yield connection
 
 
@@ -135,16 +136,42 @@ def open_live(path: Path) -> Iterator[sqlite3.Connection]:
 def open_copy(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a copy for reading, with every text decoded as far as it is UTF-8 (never raising).
 
-    The schema of a copy is hostile: views and triggers of it cannot call unsafe functions, and
-    its text is never trusted.
+    Its schema and its text are hostile: see `confined`.
     """
     connection = sqlite3.connect(uri(path, "mode=ro&immutable=1"), uri=True, isolation_level=None)
-    with contextlib.closing(connection):
+    with contextlib.closing(connection), confined(connection):
         connection.text_factory = decode
-        connection.execute("PRAGMA trusted_schema=OFF")
         connection.execute("PRAGMA cell_size_check=ON")
         connection.execute("PRAGMA temp_store=FILE")
         yield connection
+
+
+@contextlib.contextmanager
+def confined(connection: sqlite3.Connection) -> Iterator[None]:
+    """Let nothing in a hostile schema run, and no value of it fill the memory.
+
+    A view or a trigger may take for ever (sqlite.org/lang_with.html), and neither store has a view
+    that anything here reads. Raises sqlite3.DatabaseError, also in place of the UnicodeDecodeError
+    that Python has for a message of SQLite's with a damaged name in it.
+    """
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, VALUE_BYTES)
+    connection.set_authorizer(_authorized)
+    try:
+        connection.execute("PRAGMA trusted_schema=OFF")
+        yield
+    except UnicodeDecodeError as error:
+        damaged = sqlite3.DatabaseError(f"a name in it is damaged: {error.object!r:.200}")
+        damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        damaged.sqlite_errorname = "SQLITE_CORRUPT"
+        raise damaged from error
+
+
+def _authorized(
+    action: int, _first: str | None, _second: str | None, _schema: str | None, inner: str | None
+) -> int:
+    """Deny what a view or a trigger (`inner`) does, and recursion, which no query here needs."""
+    denied = inner is not None or action == sqlite3.SQLITE_RECURSIVE
+    return sqlite3.SQLITE_DENY if denied else sqlite3.SQLITE_OK
 
 
 def table_names(connection: sqlite3.Connection) -> set[str]:

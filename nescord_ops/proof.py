@@ -20,8 +20,9 @@ from typing import Any, Literal
 from nescord_ops import __version__, chroma, database, inventory, show, store, verify
 from nescord_ops.checks import Check, Findings, Status, fail, none_of, ok, unknown, warn
 from nescord_ops.errors import BackupError, OpsError
+from nescord_ops.evidence import BOTH
 from nescord_ops.freshness import Standing, standing
-from nescord_ops.inventory import BOT, BOTH, Backup
+from nescord_ops.inventory import BOT, Backup
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import DATABASE, Progress, Snapshot, scratch
 from nescord_ops.storefile import CHECK_HINT

@@ -240,6 +240,8 @@ def _perform(
     made = None if to is None or to.exists() else to
     note = None if to else settings.database.parent / swap.INTENT
     try:
+        if made:
+            volume.private_directory(made)
         _stage(settings, backup, swaps, say)
         say("verifying the copy")
         checks = _proofs(settings, backup, swaps)
@@ -265,7 +267,7 @@ def _perform(
 def _stage(settings: Settings, backup: Backup, swaps: Sequence[swap.Swap], say: Progress) -> None:
     """Write the backup beside the first store, move the other's copy beside its own; sync both."""
     try:
-        home = swaps[0].staged.parent
+        home = volume.private_directory(swaps[0].staged.parent)
         taken = inventory.materialise(settings, backup.id, home, progress=say)
     except StoreError as error:
         raise _damaged(settings, backup, error) from error

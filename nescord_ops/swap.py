@@ -33,7 +33,7 @@ from nescord_ops.snapshot import DATABASE
 from nescord_ops.storefile import sync
 
 HIDDEN = ".nescord-ops-restore-"
-_LOCK_SECONDS = 1.0
+_LOCK_SECONDS, _NOTE_BYTES = 1.0, 1 << 16
 INTENT = ".nescord-ops-restore.json"
 STOP_HINT = "stop the bot (on Railway: start command `sleep infinity`, redeploy), and run it again"
 # In the order they are swapped: a directory is likelier to refuse a rename than a file.
@@ -151,7 +151,8 @@ def declare(settings: Settings, swaps: Sequence[Swap], purpose: str) -> None:
         "stamp": staging.name.removeprefix(HIDDEN),
         "places": {swap.name: str(swap.live) for swap in swaps},
     }
-    draft.write_text(json.dumps(document), "ascii")
+    with open(draft, "x", encoding="ascii", opener=volume.private) as file:
+        json.dump(document, file)
     sync_entry(draft)
     try:
         draft.rename(note)
@@ -216,12 +217,16 @@ def _exchange(swap: Swap) -> None:
     """Move what is live into `kept` and the copy into its place, unless that was done before."""
     if not swap.staged.exists():
         return
-    swap.kept.mkdir(mode=0o700, exist_ok=True)
+    volume.private_directory(swap.kept)
     try:
         name = _free_name(swap)
-        for suffix, path in swap.replaced.items():
-            path.rename(swap.kept / f"{name}{suffix}")
-        sync(swap.kept)
+        handle = os.open(swap.kept, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            for suffix, path in swap.replaced.items():
+                os.rename(path, f"{name}{suffix}", dst_dir_fd=handle)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
         sync(swap.live.parent)
         swap.staged.rename(swap.live)
         sync(swap.live.parent)
@@ -272,17 +277,25 @@ def recover(settings: Settings, *, dry_run: bool = False) -> str:
 def _noted(note: Path, places: Mapping[str, Path]) -> tuple[list[Swap], str]:
     """Read a note of intent; raise VolumeError if it is none, or speaks of other places."""
     try:
-        said = json.loads(note.read_bytes())
+        with open(note, "rb", opener=_plainly) as file:
+            said = json.loads(file.read(_NOTE_BYTES))
         meant, purpose = dict(said["places"]), show.printable(said["purpose"])
         if not _STAMP.fullmatch(said["stamp"]):
             raise ValueError("no time")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not meant.keys() <= places.keys():
+            raise ValueError("no such store")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise VolumeError(f"{note} is no note of a swap: {error}", "remove it") from error
     if any(str(places.get(name)) != path for name, path in meant.items()):
         where = show.printable(" and ".join(map(str, meant.values())))
         text = f"a {purpose} to {where} was interrupted, and the settings differ now"
         raise VolumeError(text, "run the same command again with the settings of then")
     return _swaps({name: places[name] for name in meant}, said["stamp"]), purpose
+
+
+def _plainly(path: str, flags: int) -> int:
+    """Open a file, but follow no link and wait for no pipe that was put in its place."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def sync_entry(path: Path) -> None:

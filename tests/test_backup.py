@@ -432,7 +432,7 @@ def test_a_drill_of_a_damaged_backup_fails(live: Settings) -> None:
     [
         {"rows": {"knowledge_notes": 301}},
         {"collections": {"nescord_knowledge": {"count": 300, "sha256": "another"}}},
-        {"collections": {"nescord_knowledge": {"count": 300, "sha256": ""}, "gone": {}}},
+        {"collections": {"nescord_knowledge": {"count": 300, "sha256": ""}, "gone": {"count": 1}}},
     ],
 )
 def test_a_drill_compares_with_what_was_taken(lie: dict[str, Any], live: Settings) -> None:

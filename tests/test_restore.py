@@ -655,7 +655,7 @@ def test_what_a_bot_wrote_in_between_is_kept_too(site: Site, outcome: Tree) -> N
     old = live(site.settings)
     interrupted(site)
     found, kept = site.settings, site.settings.database.parent / "replaced_20260102_120000"
-    kept.mkdir()
+    kept.mkdir(mode=0o700)
     for suffix in ("-wal", "-shm", ""):
         path = database.beside(found.database, suffix)
         path.rename(kept / path.name)
@@ -701,12 +701,12 @@ def test_an_interrupted_restore_of_other_places_and_a_forged_note_are_left_alone
 def test_a_rename_that_is_refused_undoes_everything(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Path.rename
+    real = os.rename
 
-    def stubborn(path: Path, target: Path) -> Path:
+    def stubborn(path: Path, target: Path | str, **options: int) -> None:
         if path == site.settings.chroma_dir:
             raise PermissionError(1, "Operation not permitted", str(path))
-        return real(path, target)
+        real(path, target, **options)
 
-    monkeypatch.setattr(Path, "rename", stubborn)
+    monkeypatch.setattr(os, "rename", stubborn)
     refused(site, "Operation not permitted; the live data is untouched")

@@ -235,7 +235,7 @@ def test_no_room_is_refused_before_anything_is_written(
 def test_what_a_killed_run_left_is_swept_and_a_running_ones_is_not(tmp_path: Path) -> None:
     dead, alive = (tmp_path / f"{snapshot.SCRATCH_PREFIX}{name}" for name in ("dead", "alive"))
     for path in (dead, alive):
-        path.mkdir()
+        path.mkdir(mode=0o700)
         os.utime(path, (0, 0))
     handle = os.open(alive, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
