@@ -6,13 +6,12 @@ Order (measured with chromadb 1.5.9, 8 of 8 captures whole under 900 documents/s
 2. begin a read of `chroma.sqlite3`: its writers now wait, so the file holds whole transactions;
 3. begin a read of the bot's database: WAL pins this state and delays nobody;
 4. release `chroma.sqlite3` after microseconds, and copy Chroma's files as plain bytes;
-5. stat them again. If anything moved, all of it is thrown away and done again;
+5. stat them again; if anything moved, throw all away and start again;
 6. copy the bot's database from the pinned state.
 
-So both copies show the moment of step 3. If the store does not hold still, `chroma.sqlite3` stays
-locked while SQLite's backup copies it (Chroma's writers wait up to 1000 s), at the last try until
-the HNSW files are copied too. The live files are opened read-only; a bot's database without a
-`-wal` is at rest: copied as bytes, which leaves nothing beside it.
+Both copies show the moment of step 3. If the store does not hold still, `chroma.sqlite3` is locked
+while SQLite's backup copies it (its writers wait up to 1000 s), at the last try until the HNSW
+files are copied too. All is opened read-only; a database without `-wal` is copied as bytes.
 """
 
 from __future__ import annotations
@@ -382,9 +381,9 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def copy_tree(source: Path, target: Path, leave_out: Iterable[Path] = ()) -> None:
-    """Copy a file or a tree, with holes and times; links are copied as links, never followed.
+    """Copy a file or a tree but for `leave_out`, with holes and times; links stay links.
 
-    Directories to `leave_out` are not copied. Raise VolumeError for what cannot be.
+    Raise VolumeError for what cannot be copied.
     """
     for path, seen in volume.walk(source):
         if not {path, *path.parents}.isdisjoint(leave_out):
