@@ -21,7 +21,7 @@ from nescord_ops.errors import SettingsError
 
 SECRETS = ("DISCORD_TOKEN", "OPENAI_API_KEY", "GEMINI_API_KEY")
 SHOWN = ("CHROMADB_", "DATABASE_URL", "EMBEDDING_DIMENSION", "NESCORD_OPS_", "RAILWAY_VOLUME_")
-ENV_FILE_BYTES = 100_000
+ENV_FILE_BYTES = 1_000_000
 REFERRING_CHARS = 4096  # a value with `${NAME}` in it: each may double the one before
 SQLITE_PREFIX = "sqlite:///"
 START_HINT = (
@@ -193,7 +193,7 @@ def _env_file(given: str | Path | None, app: Path) -> Path | None:
             raise SettingsError(f"{file} is not a file", "name an existing file with --env-file")
         return None
     if file.stat().st_size > ENV_FILE_BYTES:
-        raise SettingsError(f"{file} is larger than 100 kB", "name the bot's file with --env-file")
+        raise SettingsError(f"{file} is larger than 1 MB", "name the bot's file with --env-file")
     return file
 
 
