@@ -29,7 +29,7 @@ OF_A_VOLUME = ("CHROMADB_", "RAILWAY_", "NESCORD_OPS_", "DATABASE_URL", "EMBEDDI
 # Addresses that are secrets: never in the settings, nor in a kernel's environment.
 OUR_SECRETS = ("NESCORD_OPS_NOTIFY_URL", "NESCORD_OPS_PING_URL")
 SHOWN = ("CHROMADB_", "DATABASE_URL", "EMBEDDING_DIMENSION", "NESCORD_OPS_", "RAILWAY_VOLUME_")
-ENV_FILE_BYTES = 100_000
+ENV_FILE_BYTES = 1_000_000
 REFERRING_CHARS = 4096  # a value with `${NAME}` in it: each may double the one before
 # What the command line's options are called in the environment.
 VARIABLES = {
@@ -229,7 +229,7 @@ def _env_file(given: str | Path | None, app: Path) -> Path | None:
             raise SettingsError(f"{file} is not a file", "name an existing file with --env-file")
         return None
     if seen.st_size > ENV_FILE_BYTES:
-        raise SettingsError(f"{file} is larger than 100 kB", "name the bot's file with --env-file")
+        raise SettingsError(f"{file} is larger than 1 MB", "name the bot's file with --env-file")
     return file
 
 

@@ -108,7 +108,7 @@ def test_a_missing_directory_and_a_missing_or_broken_env_file_are_errors(tmp_pat
     with pytest.raises(SettingsError, match="not a file"):
         load(app_dir=tmp_path, env_file=tmp_path / "nowhere")
     (tmp_path / ".env").write_bytes(b"#" * 1_000_001)
-    with pytest.raises(SettingsError, match="larger than 100 kB"):
+    with pytest.raises(SettingsError, match="larger than 1 MB"):
         load(app_dir=tmp_path)
     (tmp_path / ".env").write_bytes(b"DATABASE_URL=\xff\xfe")
     with pytest.raises(SettingsError, match="cannot be read"):
