@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
+UV = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") or "uv"
 ENDS = {"lowest": "lowest-direct", "newest": "highest"}
 SHOWN = ("chromadb", "numpy", "pandas", "papermill", "matplotlib")
 
@@ -56,9 +59,9 @@ def main() -> int:
 
 def _environment(directory: Path, python: str, end: str) -> Path:
     """Make an environment and return its interpreter."""
-    subprocess.run(["uv", "venv", "-q", "--python", python, directory], check=True)
+    subprocess.run([UV, "venv", "-q", "--python", python, directory], check=True)
     interpreter = directory / "bin" / "python"
-    command = ["uv", "pip", "install", "-q", "--python", interpreter, "--resolution", ENDS[end]]
+    command = [UV, "pip", "install", "-q", "--python", interpreter, "--resolution", ENDS[end]]
     subprocess.run([*command, "-e", f"{ROOT}[test]"], check=True)
     return interpreter
 
