@@ -33,11 +33,11 @@ from nescord_ops import (
 )
 from nescord_ops.checks import Check, Findings, fail, ok, warn
 from nescord_ops.errors import BackupError, CaptureError, OpsError, VolumeError
+from nescord_ops.evidence import BOTH
 from nescord_ops.footprint import STORE
 from nescord_ops.inventory import (
     ADOPTED,
     BOT,
-    BOTH,
     GENERATION,
     Backup,
     Backups,

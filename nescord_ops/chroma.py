@@ -11,6 +11,7 @@ first persist, `index_metadata.pickle`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -30,6 +31,7 @@ DATABASE = "chroma.sqlite3"
 PICKLE = "index_metadata.pickle"
 _HEADER = struct.Struct("<i6QiI3QdQ")
 _CHUNK_BYTES = 8_000_000
+_KEY_BYTES = 1 << 16  # the longest id in an id map
 # Opcodes that only make plain values; anything else could run code and is refused.
 _FRAMING = frozenset({"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"})
 _SCALARS = frozenset(
@@ -88,25 +90,36 @@ class Vectors(Result):
 
 
 def collections(connection: sqlite3.Connection) -> tuple[Collection, ...]:
-    """Given a connection to a copy of `chroma.sqlite3`, return its collections by name."""
+    """Given a connection to a copy of `chroma.sqlite3`, return its collections by name.
+
+    Raise sqlite3.DatabaseError, or LookupError, if the tables or values are not as Chroma's are.
+    """
     segments: dict[tuple[str, str], str] = {
-        (collection, scope): id_
+        (collection, scope): _segment(id_)
         for id_, scope, collection in connection.execute(
             "SELECT id, scope, collection FROM segments"
         )
     }
-    newest = {id_: sequence(seq) for id_, seq in connection.execute("SELECT * FROM max_seq_id")}
+    applied = connection.execute("SELECT segment_id, seq_id FROM max_seq_id")
+    newest = {id_: sequence(seq) for id_, seq in applied}
     found = []
     cursor = connection.cursor()
     cursor.row_factory = sqlite3.Row
     for row in cursor.execute("SELECT * FROM collections ORDER BY name"):
-        vector = segments.get((row["id"], "VECTOR"), "")
-        metadata = segments.get((row["id"], "METADATA"), "")
+        identity, name, dimension = row["id"], row["name"], row["dimension"]
+        if not (
+            isinstance(identity, str)
+            and isinstance(name, str)
+            and (dimension is None or isinstance(dimension, int))
+        ):
+            raise sqlite3.DatabaseError("a row of collections is not as Chroma writes it")
+        vector = segments.get((identity, "VECTOR"), "")
+        metadata = segments.get((identity, "METADATA"), "")
         found.append(
             Collection(
-                id=row["id"],
-                name=row["name"],
-                dimension=row["dimension"],
+                id=identity,
+                name=name,
+                dimension=dimension,
                 distance=_distance(connection, row),
                 vector_segment=vector,
                 metadata_segment=metadata,
@@ -115,6 +128,15 @@ def collections(connection: sqlite3.Connection) -> tuple[Collection, ...]:
             )
         )
     return tuple(found)
+
+
+def _segment(name: object) -> str:
+    """Return a segment's id, which names a directory; raise sqlite3.DatabaseError for another."""
+    if isinstance(name, str):
+        with contextlib.suppress(ValueError):
+            uuid.UUID(name)
+            return name
+    raise sqlite3.DatabaseError(f"a segment has the id {name!r:.80}, which is no UUID")
 
 
 def _distance(connection: sqlite3.Connection, row: sqlite3.Row) -> str:
@@ -131,10 +153,10 @@ def _distance(connection: sqlite3.Connection, row: sqlite3.Row) -> str:
     return str(found[0]) if found else "l2"
 
 
-def _find_space(text: str | None) -> str:
+def _find_space(text: object) -> str:
     """The vector index's `space` in a JSON text; `#embedding` is the key of the vectors."""
     try:
-        pending: list[Any] = [json.loads(text or "{}")]
+        pending: list[Any] = [json.loads(str(text or "{}")[:_KEY_BYTES])]
     except (ValueError, RecursionError):
         return ""
     if isinstance(pending[0], dict) and isinstance(pending[0].get("keys"), dict):
@@ -149,10 +171,15 @@ def _find_space(text: str | None) -> str:
 
 
 def sequence(value: object) -> int:
-    """Given a sequence number as Chroma stores it (integer, or big-endian bytes), return it."""
+    """Given a sequence number as Chroma stores it (integer, or big-endian bytes), return it.
+
+    Raise sqlite3.DatabaseError for anything else: a number that is none must not look like 0.
+    """
     if isinstance(value, bytes):
-        return int.from_bytes(value, "big")
-    return value if isinstance(value, int) else 0
+        value = int.from_bytes(value[:9], "big")
+    if not isinstance(value, int) or value >> 63:
+        raise sqlite3.DatabaseError(f"a sequence number is {value!r:.80}")
+    return value
 
 
 def read_hnsw(directory: Path) -> Hnsw:
@@ -162,13 +189,15 @@ def read_hnsw(directory: Path) -> Hnsw:
     """
     path = directory / "header.bin"
     try:
-        raw = path.read_bytes()[: _HEADER.size + 1]
+        with path.open("rb") as file:
+            raw = file.read(_HEADER.size + 1)
     except OSError as error:
         raise VolumeError(f"{path} cannot be read: {error.strerror}") from error
     if len(raw) != _HEADER.size:
         raise VolumeError(f"{path} has {len(raw)} bytes, not {_HEADER.size}")
     _, _, limit, count, size, label, data, *_ = _HEADER.unpack(raw)
-    if not (0 < data < label < size <= 1 << 20 and label - data == (label - data) // 4 * 4):
+    whole = 0 < data < label <= size - 8 < 1 << 20  # a label takes 8 bytes
+    if not whole or (label - data) % 4:
         raise VolumeError(f"{path} is damaged: element of {size} bytes, vector at {data}..{label}")
     if count > limit:
         raise VolumeError(f"{path} is damaged: {count:,} elements, room for {limit:,}")
@@ -191,14 +220,30 @@ def id_map(directory: Path) -> Iterator[tuple[str, int]]:
     path = directory / PICKLE
     try:
         with path.open("rb") as file:
-            yield from _pairs(file, path)
+            yield from _pairs(_Bounded(file), path)
     except OSError as error:
         raise VolumeError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, EOFError, UnicodeError, OverflowError, MemoryError) as error:
         raise VolumeError(f"{path} is damaged: {error}") from error
 
 
-def _operations(file: BinaryIO) -> Iterator[tuple[str, Any]]:
+class _Bounded:
+    """A file of which nobody reads more than a key at a time, whatever lengths stand in it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.seek = file.seek
+
+    def read(self, count: int) -> bytes:
+        if count > _KEY_BYTES:
+            raise ValueError(f"a value of {count:,} bytes")
+        return self.file.read(count)
+
+    def readline(self) -> bytes:
+        return self.file.readline(_KEY_BYTES)
+
+
+def _operations(file: _Bounded) -> Iterator[tuple[str, Any]]:
     """Yield (opcode, argument) of a pickle; the two that Chroma's items are made of read by hand.
 
     pickletools takes 2.5 times as long for them: 0.19 s for 40,000 ids, against 0.08 s.
@@ -211,18 +256,18 @@ def _operations(file: BinaryIO) -> Iterator[tuple[str, Any]]:
             yield "BININT", int.from_bytes(_exactly(file, 4), "little", signed=True)
         else:
             file.seek(-1, os.SEEK_CUR)
-            operation, argument, _ = next(pickletools.genops(file))
+            operation, argument, _ = next(pickletools.genops(file))  # type: ignore[arg-type]
             yield operation.name, argument
 
 
-def _exactly(file: BinaryIO, count: int) -> bytes:
+def _exactly(file: _Bounded, count: int) -> bytes:
     content = file.read(count)
     if len(content) < count:
         raise EOFError(f"{count} bytes are due at its end, {len(content)} are there")
     return content
 
 
-def _pairs(file: BinaryIO, path: Path) -> Iterator[tuple[str, int]]:
+def _pairs(file: _Bounded, path: Path) -> Iterator[tuple[str, int]]:
     """The items of `id_to_label`: level 1 is the outer dictionary, level 2 an inner one."""
     level = 0
     name: object = None  # the key at level 1 whose value comes next

@@ -285,7 +285,7 @@ def _exchange(
         work.checks += rebuild.rebuild(work.settings, copy, found, swaps, work.say)
         _declare(work, swaps, f"clean-up after the backup {work.backup_id}")
     except BaseException as error:
-        swap.clear(swaps)
+        swap.abandon(swaps, work.settings.database.parent / swap.INTENT)
         if isinstance(error, OSError | sqlite3.Error | Moved):
             text = f"the copy cannot be written: {error}; {UNTOUCHED}"
             hint = "see that the volume and TMPDIR have room, and that the bot is stopped"
@@ -329,7 +329,7 @@ def _put_back(work: _Work, done: Sequence[Swap]) -> None:
         rebuild.settle(kept)
         _declare(work, swaps, "undoing of a clean-up")
     except BaseException:
-        swap.clear(swaps)
+        swap.abandon(swaps, work.settings.database.parent / swap.INTENT)
         raise
     _finish(work, swaps)
 

@@ -24,8 +24,12 @@ INDEX_LIMIT_BYTES = 140_000_000  # keeps the child below 300 MB
 SAMPLE = 20
 RECALL_FLOOR = 0.25  # HNSW is approximate, worst in tight clusters; a lost index finds nothing
 TIMEOUT_SECONDS = 180.0
-# What a problem says when Chroma was not let finish: no verdict on the copy.
-NO_VERDICT = ("did not answer within", "could be started", "killed by signal 9", "no answer")
+# What says that Chroma was not let finish, by the memory or the disk: no verdict on the copy.
+NO_VERDICT = (
+    *("did not answer within", "could be started", "killed by signal 9", "no answer"),
+    *("disk is full", "disk I/O error", "No space left on device", "Input/output error"),
+    *("Too many open files", "Cannot allocate memory", "MemoryError"),
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -102,6 +106,11 @@ def round_trip(stores: Stores, index_limit_bytes: float = INDEX_LIMIT_BYTES) -> 
 
 def _judge(answer: Answer, sample: int, no_sample: str) -> Iterator[Check]:
     seen = answer.result
+    if any(words in answer.problem for words in NO_VERDICT):
+        text = f"Chroma could not be let finish: {answer.problem}"
+        hint = "see that there is memory, and room in TMPDIR, and run it again"
+        yield unknown("chroma.roundtrip", text, hint)
+        return
     if answer.problem:
         hint = f"stop the bot and {RESTORE_PROVEN}"
         yield fail("chroma.roundtrip", f"Chroma cannot work with a copy: {answer.problem}", hint)

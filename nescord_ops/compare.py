@@ -117,10 +117,11 @@ def _earlier(
         ORDER BY r.generated_at DESC, r.rowid DESC LIMIT ?
     """
     given = (name, volume, history.iso(until), READ_RUNS)
-    return [
-        (stamp, datetime.fromisoformat(at), None if text is None else _read(text))
-        for stamp, at, text in history.select(reports_dir, query, given)
-    ]
+
+    def run(stamp: str, at: str, text: str | None) -> tuple[str, datetime, Standing | None]:
+        return stamp, datetime.fromisoformat(at), None if text is None else _read(text)
+
+    return [*history.made(run, history.select(reports_dir, query, given))]
 
 
 def _read(text: str) -> Standing | None:
@@ -143,7 +144,9 @@ def _last_healthy(reports_dir: Path, name: str, volume: str, until: datetime) ->
           AND p.status IN ('ok', 'warn') AND coalesce(c.standing, '{}') = '{}'
     """
     rows = history.select(reports_dir, query, (name, volume, history.iso(until)))
-    return rows[0][0] if rows else None
+    with contextlib.suppress(ValueError, TypeError, IndexError):
+        return history.iso(datetime.fromisoformat(rows[0][0]))
+    return None
 
 
 def _standing(
@@ -190,7 +193,8 @@ def _step(
 def _measures(reports_dir: Path, stamp: str, document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The measures that both runs have."""
     query = "SELECT key, value FROM measurements WHERE run = ? AND name = ?"
-    before: dict[str, float] = dict(history.select(reports_dir, query, (stamp, document["name"])))
+    rows = history.select(reports_dir, query, (stamp, document["name"]))
+    before = {key: value for key, value in rows if history.is_number(value)}
     now = history.measurements(document)
     return [
         {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nescord_ops import volume
+from nescord_ops.errors import VolumeError
 
 TEMPLATES = Path(__file__).with_name("templates") / "deploy"
 # What is written, and from which template: packagers may leave out what begins with a dot.
@@ -23,9 +24,13 @@ def write(directory: Path) -> tuple[Path, ...]:
     Raise VolumeError if anything is in the directory or it cannot be made: nothing is overwritten.
     """
     root = volume.claim(directory.expanduser().absolute())
-    for name, template in FILES.items():
-        target = root / name
-        target.parent.mkdir(exist_ok=True)
-        with target.open("xb") as file:
-            file.write(TEMPLATES.joinpath(template).read_bytes())
+    try:
+        for name, template in FILES.items():
+            target = root / name
+            target.parent.mkdir(exist_ok=True)
+            with target.open("xb") as file:
+                file.write(TEMPLATES.joinpath(template).read_bytes())
+    except OSError as error:
+        hint = "see that there is room, remove it, and name a new directory"
+        raise VolumeError(f"{root} cannot be written: {error.strerror}", hint) from error
     return tuple(root / name for name in FILES)

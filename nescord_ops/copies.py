@@ -20,14 +20,14 @@ from typing import Any
 from nescord_ops import __version__, remote, show, stream
 from nescord_ops.checks import Status, plain
 from nescord_ops.errors import OffsiteError
+from nescord_ops.evidence import ID
 from nescord_ops.remote import Remote
 from nescord_ops.results import Result
 from nescord_ops.snapshot import Progress, scratch
 from nescord_ops.stream import OTHER_HINT, DamagedError, Record
 
 LIST_HINT = "nescord-ops offsite list"
-_ID = r"nescordbot_backup_\d{8}_\d{6}(?:_\d+)?"
-_OBJECT = re.compile(rf"({_ID})(\.tar\.zst|\.tar\.zst\.age|\.json)(\.part)?")
+_OBJECT = re.compile(rf"({ID})(\.tar\.zst|\.tar\.zst\.age|\.json)(\.part)?")
 _DATES = ("pushed_at", "checked_at", "proven_at")
 _FACTS = ("stream_bytes", "sha256", "encrypted", *_DATES, "fault")
 _ROOM_BYTES = 1 << 20  # for what is not the copy itself
@@ -113,7 +113,7 @@ def absent(place: Remote, identity: str) -> OffsiteError:
 
 def look(place: Remote, identity: str, there: dict[str, int]) -> Copy | None:
     """Given the names at a place, return the copy of that id, or None: is it as it was pushed?"""
-    if f"{identity}.json" not in there or not re.fullmatch(_ID, identity):
+    if f"{identity}.json" not in there or not re.fullmatch(ID, identity):
         return None
     content = remote.read(place, f"{identity}.json", stream.RECORD_BYTES)
     try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import sqlite3
 import struct
 from collections.abc import Iterator
@@ -22,9 +23,17 @@ from nescord_ops.results import Result
 
 MAGIC = b"SQLite format 3\0"
 HEADER_BYTES = 100
+VALUE_BYTES = 8 << 20  # the longest text or blob of a row that is read: no note comes near
 MIGRATIONS = range(1, 9)
 BOT_TABLES = ("knowledge_notes", "note_links", "schema_migrations", "token_usage")
 SEARCH_TABLE = "knowledge_notes_fts"
+MACHINE_HINT = "see that TMPDIR has room and that its disk is well, and run it again"
+_MACHINE_CODES = (
+    *(sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL),
+    sqlite3.SQLITE_CANTOPEN,
+)
+# integrity_check's words for a page that the disk does not give: 10 is SQLITE_IOERR, 266 its read
+_MACHINE_LINE = re.compile(r"unable to get the page\. error code=(?:7|10|266)\b")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -119,7 +128,7 @@ def open_live(path: Path) -> Iterator[sqlite3.Connection]:
     at_rest = not beside(path, "-wal").exists() and not beside(path, "-journal").exists()
     options = "mode=ro&immutable=1" if at_rest else "mode=ro"
     connection = sqlite3.connect(uri(path, options), uri=True, timeout=5, isolation_level=None)
-    with contextlib.closing(connection):
+    with contextlib.closing(connection), confined(connection):
         yield connection
 
 
@@ -127,16 +136,42 @@ def open_live(path: Path) -> Iterator[sqlite3.Connection]:
 def open_copy(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a copy for reading, with every text decoded as far as it is UTF-8 (never raising).
 
-    The schema of a copy is hostile: views and triggers of it cannot call unsafe functions, and
-    its text is never trusted.
+    Its schema and its text are hostile: see `confined`.
     """
     connection = sqlite3.connect(uri(path, "mode=ro&immutable=1"), uri=True, isolation_level=None)
-    with contextlib.closing(connection):
+    with contextlib.closing(connection), confined(connection):
         connection.text_factory = decode
-        connection.execute("PRAGMA trusted_schema=OFF")
         connection.execute("PRAGMA cell_size_check=ON")
         connection.execute("PRAGMA temp_store=FILE")
         yield connection
+
+
+@contextlib.contextmanager
+def confined(connection: sqlite3.Connection) -> Iterator[None]:
+    """Let nothing in a hostile schema run, and no value of it fill the memory.
+
+    A view or a trigger may take for ever (sqlite.org/lang_with.html), and neither store has a view
+    that anything here reads. Raises sqlite3.DatabaseError, also in place of the UnicodeDecodeError
+    that Python has for a message of SQLite's with a damaged name in it.
+    """
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, VALUE_BYTES)
+    connection.set_authorizer(_authorized)
+    try:
+        connection.execute("PRAGMA trusted_schema=OFF")
+        yield
+    except UnicodeDecodeError as error:
+        damaged = sqlite3.DatabaseError(f"a name in it is damaged: {error.object!r:.200}")
+        damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        damaged.sqlite_errorname = "SQLITE_CORRUPT"
+        raise damaged from error
+
+
+def _authorized(
+    action: int, _first: str | None, _second: str | None, _schema: str | None, inner: str | None
+) -> int:
+    """Deny what a view or a trigger (`inner`) does, and recursion, which no query here needs."""
+    denied = inner is not None or action == sqlite3.SQLITE_RECURSIVE
+    return sqlite3.SQLITE_DENY if denied else sqlite3.SQLITE_OK
 
 
 def table_names(connection: sqlite3.Connection) -> set[str]:
@@ -153,15 +188,27 @@ def migrations(connection: sqlite3.Connection) -> list[int]:
 
 
 def integrity(connection: sqlite3.Connection, *, quick: bool = False) -> list[str]:
-    """Run `PRAGMA integrity_check`, or `quick_check`, on a copy; return its complaints."""
+    """Run `PRAGMA integrity_check`, or `quick_check`, on a copy; return its complaints.
+
+    Raise VolumeError if the disk would not give the copy back, which says nothing about it.
+    """
     try:
         rows = connection.execute(
             f"PRAGMA {'quick' if quick else 'integrity'}_check(20)"
         ).fetchall()
     except sqlite3.DatabaseError as error:
+        if of_the_machine(error):
+            raise VolumeError(str(error), MACHINE_HINT) from error
         return [str(error)]
     lines = [line for row in rows for line in str(row[0]).splitlines()]
+    if failed := [line for line in lines if _MACHINE_LINE.search(line)]:
+        raise VolumeError(f"the copy could not be read: {failed[0]}", MACHINE_HINT)
     return [line for line in lines if line != "ok" and not line.startswith("***")]
+
+
+def of_the_machine(error: Exception) -> bool:
+    """Whether an error of SQLite's is the disk's or the memory's, and no damage of the file."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _MACHINE_CODES
 
 
 def foreign_key_orphans(connection: sqlite3.Connection) -> dict[str, int]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from nescord_ops import sample
-from nescord_ops.errors import SettingsError
+from nescord_ops.errors import SettingsError, VolumeError
 from nescord_ops.faults import FAULTS
 from nescord_ops.sample import Demo
 from nescord_ops.settings import OF_A_VOLUME
@@ -59,9 +60,13 @@ def create(
         now=now or datetime.now(UTC),
         seed=seed,
     )
-    sample.build(demo, backups=backups)
-    for name in faults:
-        FAULTS[name].plant(demo)
+    try:
+        sample.build(demo, backups=backups)
+        for name in faults:
+            FAULTS[name].plant(demo)
+    except (OSError, sqlite3.Error) as error:
+        hint = "see that there is room, remove it, and make another one"
+        raise VolumeError(f"{directory} cannot be written: {error}", hint) from error
     return demo
 
 

@@ -11,14 +11,16 @@ import contextlib
 import dataclasses
 import json
 import logging
-import math
+import os
 import sqlite3
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from nescord_ops import database as databases
+from nescord_ops.checks import Status
 from nescord_ops.results import Result
 from nescord_ops.show import printable
 
@@ -28,6 +30,7 @@ SCHEMA_VERSION = 1
 LOCK_SECONDS = 30.0
 CHANGES = dict.fromkeys(("run", "name", "previous", "changed", "standing"), str)
 UNITS = ("bytes", "seconds", "days", "months", "usd", "percent", "gb")
+_Made = TypeVar("_Made")
 _log = logging.getLogger(__name__)
 # What the surroundings did, as against what is wrong with the file (sqlite.org/rescode.html).
 _SURROUNDINGS = {
@@ -74,8 +77,8 @@ class RunRow(Result):
 def record(reports_dir: Path, run: RunRow, documents: Sequence[Mapping[str, Any]]) -> None:
     """Given a run and its JSON documents, write its rows into `<reports_dir>/history.sqlite3`.
 
-    Concurrent runs wait for each other. A file that is damaged or not ours is renamed aside, with
-    a warning. Raise sqlite3.Error or OSError where the disk or the permissions refuse.
+    A file that is damaged or not ours is renamed aside, with a warning. Raise sqlite3.Error or
+    OSError where the disk or the permissions refuse.
     """
     file = reports_dir / FILE_NAME
     try:
@@ -103,10 +106,7 @@ def runs(reports_dir: Path, *, since: datetime | None = None) -> list[RunRow]:
         LEFT JOIN changes c ON c.run = p.run AND c.name = p.name
         WHERE r.generated_at >= :since ORDER BY p.rowid
     """
-    for stamp, volume, *texts, standing in select(reports_dir, query, asked):
-        name, status, headline, previous, changed = texts
-        began = _since(standing)
-        row = PageRow(name, status, headline, previous, changed, standing != "{}", began)
+    for stamp, volume, row in made(_page, select(reports_dir, query, asked)):
         found.setdefault(stamp, []).append(row)
         volumes[stamp] = volumes.get(stamp) or volume
     query = """
@@ -114,12 +114,43 @@ def runs(reports_dir: Path, *, since: datetime | None = None) -> list[RunRow]:
         ORDER BY generated_at DESC, rowid DESC
     """
     return [
-        RunRow(
-            *(stamp, datetime.fromisoformat(at), status, bool(demo)),
-            *(tuple(found.get(stamp, ())), volumes.get(stamp, "")),
+        dataclasses.replace(
+            run, pages=tuple(found.get(run.stamp, ())), volume=volumes.get(run.stamp, "")
         )
-        for stamp, at, status, demo in select(reports_dir, query, asked)
+        for run in made(_run, select(reports_dir, query, asked))
     ]
+
+
+def made(make: Callable[..., _Made], rows: Iterable[tuple[Any, ...]]) -> Iterator[_Made]:
+    """Yield what is made of rows, but for those with values that nobody of us has written."""
+    for row in rows:
+        with contextlib.suppress(ValueError, TypeError, OverflowError, RecursionError):
+            yield make(*row)
+
+
+def _page(stamp: str, volume: str, name: str, status: str, *rest: Any) -> tuple[str, str, PageRow]:
+    *texts, standing = rest
+    if not all(isinstance(text, str) for text in (stamp, volume, *texts)):
+        raise TypeError
+    headline, previous, changed = map(printable, texts)
+    if previous:
+        _moment(previous)
+    seen = (printable(name), Status(status).value, headline, previous, changed)
+    return stamp, printable(volume), PageRow(*seen, standing != "{}", _since(standing))
+
+
+def _run(stamp: str, at: str, status: str, demo: int) -> RunRow:
+    return RunRow(printable(stamp), _moment(at), Status(status).value, bool(demo), ())
+
+
+def _measured(at: str, value: float) -> tuple[datetime, float]:
+    if not is_number(value):
+        raise ValueError
+    return _moment(at), float(value)
+
+
+def _moment(at: str) -> datetime:
+    return datetime.fromisoformat(at).astimezone(UTC)
 
 
 def points(
@@ -127,8 +158,8 @@ def points(
 ) -> list[tuple[datetime, float | None]]:
     """Given a notebook, a measurement's key and a volume's key, return a value for each run.
 
-    Oldest first; None where the run did not measure it. Without a key the value is the number of
-    checks that fail, or did when they were last looked at; None where the notebook could not look.
+    Oldest first; None where the run did not measure it. Without a key: how many checks fail, or did
+    when they were last looked at; None where the notebook could not look.
     """
     query = """
         SELECT r.generated_at, m.value, p.failed, p.status, c.standing
@@ -138,14 +169,15 @@ def points(
         WHERE p.name = ? AND p.volume = ? AND NOT r.demo AND r.generated_at >= ?
         ORDER BY r.generated_at, r.rowid
     """
-    found: list[tuple[datetime, float | None]] = []
-    for at, value, failed, status, standing in select(
-        reports_dir, query, (key, name, volume, iso(since))
-    ):
+
+    def point(
+        at: str, value: float | None, failed: int, status: str, standing: str | None
+    ) -> tuple[datetime, float | None]:
         if not key and status != "unknown":
-            value = float(failed if standing is None else len(json.loads(standing)))
-        found.append((datetime.fromisoformat(at), value))
-    return found
+            value = failed if standing is None else len(json.loads(standing))
+        return (_moment(at), None) if value is None else _measured(at, value)
+
+    return [*made(point, select(reports_dir, query, (key, name, volume, iso(since))))]
 
 
 def series(
@@ -164,13 +196,12 @@ def series(
         ORDER BY m.generated_at
     """
     asked = {"key": key, "name": name, "volume": None if volume is None else volume_key(volume)}
-    found = select(reports_dir, query, asked)
-    return [(datetime.fromisoformat(at), float(value)) for at, value in found]
+    return [*made(_measured, select(reports_dir, query, asked))]
 
 
 def volume_key(database: Path | str) -> str:
     """Given the path of a volume's database, return what its measurements are kept under."""
-    return printable(str(Path(database).resolve())) if str(database) else ""
+    return printable(os.path.realpath(str(database))) if str(database) else ""
 
 
 def measurements(document: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
@@ -180,11 +211,11 @@ def measurements(document: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
     """
     found: dict[str, tuple[float, str]] = {}
     for key, value in document["data"].items():
-        if _number(value):
+        if is_number(value):
             unit = key.rpartition("_")[2]
             found[key] = (value, unit if unit in UNITS else "")
     for check in document["checks"]:
-        if _number(check.get("value")):
+        if is_number(check.get("value")):
             found[check["name"]] = (check["value"], check.get("unit") or "")
     return found
 
@@ -203,7 +234,8 @@ def select(
         return []
     try:
         uri = f"{file.as_uri()}?mode=ro"
-        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)) as connection:
+        connection = sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)
+        with contextlib.closing(connection), databases.confined(connection):
             if not _ours(connection):
                 return []
             known = "SELECT 1 FROM sqlite_master WHERE name = 'changes'"
@@ -227,19 +259,24 @@ def import_database() -> Any:
     return Database
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: object) -> bool:
+    """Whether a value of unknown origin can be drawn and compared."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < sys.float_info.max
 
 
 def _write(file: Path, run: RunRow, documents: Sequence[Mapping[str, Any]]) -> None:
     """Write one run. Its row in `runs` comes last: without that row nothing of it is seen."""
+    if file.is_symlink():
+        raise _foreign()
     Database = import_database()  # noqa: N806
     at = iso(run.generated_at)
     found = [volume_key(document["settings"].get("database") or "") for document in documents]
     # A notebook that broke off names no volume; the others of its run do.
     volumes = [volume or next(filter(None, found), "") for volume in found]
-    with contextlib.closing(sqlite3.connect(file, timeout=LOCK_SECONDS)) as connection:
-        connection.isolation_level = None
+    connection = sqlite3.connect(file, timeout=LOCK_SECONDS, isolation_level=None)
+    with contextlib.closing(connection), databases.confined(connection):
         connection.execute("BEGIN IMMEDIATE")
         database = Database(connection)
         _prepare(database)
@@ -285,23 +322,17 @@ def _write(file: Path, run: RunRow, documents: Sequence[Mapping[str, Any]]) -> N
                 replace=True,
             )
         database["runs"].insert(
-            {
-                "stamp": run.stamp,
-                "generated_at": at,
-                "status": run.status,
-                "demo": int(run.demo),
-            },
+            {"stamp": run.stamp, "generated_at": at, "status": run.status, "demo": int(run.demo)},
             replace=True,
         )
         connection.commit()
 
 
 def _since(standing: str) -> str:
-    """Given what stood as JSON, return when the oldest of it began; empty where it is not said."""
-    try:
-        return min((str(seen["since"]) for seen in json.loads(standing).values()), default="")
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return ""
+    """When the oldest of what stands began; empty where that is not said."""
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return min((iso(_moment(v["since"])) for v in json.loads(standing).values()), default="")
+    return ""
 
 
 def _standing(changes: object, at: str) -> dict[str, dict[str, str]] | None:
@@ -341,16 +372,9 @@ def _prepare(database: Any) -> None:
     )
     database["pages"].create_index(["name", "volume"], if_not_exists=True)
     database["changes"].create(CHANGES, pk=("run", "name"), if_not_exists=True)
+    texts = ("run", "generated_at", "volume", "name", "key")
     database["measurements"].create(
-        {
-            "run": str,
-            "generated_at": str,
-            "volume": str,
-            "name": str,
-            "key": str,
-            "value": float,
-            "unit": str,
-        },
+        {**dict.fromkeys(texts, str), "value": float, "unit": str},
         pk=("run", "name", "key"),
         if_not_exists=True,
     )
@@ -358,12 +382,13 @@ def _prepare(database: Any) -> None:
 
 
 def _ours(connection: sqlite3.Connection) -> bool:
-    """True for a new, empty file and for one that this version wrote."""
-    mark, version, tables = connection.execute(
+    """True for a new, empty file and for one that this version wrote, which has no view."""
+    mark, version, tables, views = connection.execute(
         "SELECT * FROM pragma_application_id, pragma_user_version,"
-        " (SELECT count(*) FROM sqlite_master)"
+        " (SELECT count(*), sum(type NOT IN ('table', 'index')) FROM sqlite_master)"
     ).fetchone()
-    return (mark, version) == (APPLICATION_ID, SCHEMA_VERSION) or (mark, tables) == (0, 0)
+    ours = (mark, version) == (APPLICATION_ID, SCHEMA_VERSION) and not views
+    return ours or (mark, tables) == (0, 0)
 
 
 def _foreign() -> sqlite3.DatabaseError:

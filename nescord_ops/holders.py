@@ -40,7 +40,7 @@ class Holder(Result):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scan(Result):
-    """Who holds the files, one entry a process, and which processes would not let us look.
+    """Who holds the files, one entry a process, and which processes and files cannot be looked at.
 
     `complete` is False where there is no /proc: then only locks were asked for.
     """
@@ -70,12 +70,16 @@ def scan(roots: Iterable[Path]) -> Scan:
             path = next((targets[key] for key in _held(pid) if key in targets), None)
         except PermissionError:
             if _is_program(pid):
-                unseen.append(f"{pid} ({_command(pid)})")
+                unseen.append(f"process {pid} ({_command(pid)})")
             continue
         if path:
             found[pid] = Holder(pid, _command(pid), path)
     for path in targets.values():
-        locker = _locker(path)
+        try:
+            locker = _locker(path)
+        except OSError as error:
+            unseen.append(f"{path} ({error.strerror})")
+            continue
         if locker is not None:
             found.setdefault(locker, Holder(locker, _command(locker), path))
     ordered = tuple(found[pid] for pid in sorted(found))
@@ -96,10 +100,13 @@ def _held(pid: int) -> Iterator[tuple[int, int]]:
 
 
 def _locker(path: Path) -> int | None:
-    """The pid of another process with a lock on the file, 0 for one that is unseen, or None."""
+    """The pid of another process with a lock on the file, 0 for one that is unseen, or None.
+
+    Raise OSError if the file is there and cannot be opened.
+    """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
+    except FileNotFoundError:
         return None
     try:
         asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -17,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 from nescord_ops import chroma, database, legacy, show, store, volume
 from nescord_ops.checks import Status, plain
 from nescord_ops.errors import BackupError, StoreError, VolumeError
+from nescord_ops.evidence import BOTH, ID, is_sound
 from nescord_ops.footprint import STORE
 from nescord_ops.prices import GUIDE_PRICE
 from nescord_ops.results import Result
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import DATABASE, Progress, Snapshot
-from nescord_ops.storefile import BUSY_SECONDS
+from nescord_ops.storefile import BUSY_SECONDS, CHECK_HINT
 
 if TYPE_CHECKING:
     import pandas
 
 GENERATION, ADOPTED, PULLED, BOT = "generation", "adopted", "pulled", "bot"
-BOTH = ("database", "chroma")
 LIST_HINT = "nescord-ops backup list"
 _PATIENCE_SECONDS = 5.0  # of verify, with a backup that is being taken
 _WRITING_SECONDS = 3600.0  # a journal older than this was left by a kill
@@ -259,7 +260,9 @@ def _of_bot(backup: legacy.BotBackup) -> Backup:
 
 
 def _of_store(path: Path, generation: store.Generation) -> Backup:
-    evidence = generation.evidence
+    sound = generation.intact and re.fullmatch(ID, generation.id) is not None
+    sound = sound and is_sound(generation.evidence)
+    evidence = generation.evidence if sound else {}
     stores = tuple(evidence.get("stores", ()))
     return Backup(
         id=generation.id,
@@ -268,17 +271,14 @@ def _of_store(path: Path, generation: store.Generation) -> Backup:
         stores=stores,
         size_bytes=generation.size_bytes,
         added_bytes=generation.added_bytes,
-        fault=_fault(generation, stores),
+        fault=_fault(evidence, stores) if sound else "its record is damaged",
         evidence=evidence,
         path=path,
     )
 
 
-def _fault(generation: store.Generation, stores: tuple[str, ...]) -> str:
+def _fault(evidence: Mapping[str, Any], stores: tuple[str, ...]) -> str:
     """Why a generation does not count as good: the gravest reason."""
-    if not generation.intact:
-        return "its record is damaged"
-    evidence = generation.evidence
     for key, word in (("checked", "check"), ("drilled", "drill")):
         tried = evidence.get(key) or {}
         if tried.get("outcome") == "failed":
@@ -339,6 +339,8 @@ def materialise(
         raise VolumeError(text, "free some space there, or name another directory")
     if backup.kind == BOT:
         return unpack(_bot_backup(backup), settings, to)
+    if not backup.evidence:
+        raise BackupError(f"the record of {backup_id} is damaged", CHECK_HINT)
     with store.open_store(backup.path) as opened:
         say = progress or (lambda _: None)
         store.extract(

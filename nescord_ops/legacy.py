@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import re
 import shutil
@@ -34,6 +35,7 @@ _FILE = re.compile(r"backup_(\d{8}_\d{6})_(?:manual|auto|pre_restore)\.db(?:\.zi
 STAMP = "%Y%m%d_%H%M%S"
 _RATIO = 200  # an archive packed tighter was made to do harm (text packs to a tenth)
 _SMALL_BYTES = 64 << 20  # an archive that unpacks to less than this harms nobody
+_DIRECTORY_BYTES = 2 << 20  # of an archive's directory: zipfile makes an object of each 50 bytes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -116,8 +118,19 @@ def _unzip(path: Path, target: Path) -> None:
         if volume.space(target).free_bytes < member.file_size:
             hint = "free some space there, or set TMPDIR to a directory with more"
             raise VolumeError(f"{path.name} unpacks to {member.file_size:,} bytes: no room", hint)
-        with archive.open(member) as packed, target.open("xb") as file:
+        with archive.open(member) as packed, open(target, "xb", opener=volume.private) as file:
             shutil.copyfileobj(packed, file, 1 << 20)
+
+
+class _Packed(io.FileIO):
+    """An archive of which nobody reads more than a little at once, whatever lengths it claims."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0:
+            size = _DIRECTORY_BYTES
+        if size > _DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"a directory of {size:,} bytes")
+        return super().read(size)
 
 
 @contextlib.contextmanager
@@ -127,7 +140,7 @@ def _member(path: Path) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
     Raise BackupError if it is damaged, if it holds anything else, or if it was made to do harm.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _Packed(path) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             if len(members) != 1 or not members[0].filename.endswith(".db"):
                 names = ", ".join(repr(member.filename) for member in members[:3])
@@ -159,4 +172,5 @@ def write_manifest(directory: Path, taken_at: datetime, settings: Settings) -> N
         },
         "files": {"chromadb": CHROMA, "sqlite": DATABASE, "manifest": MANIFEST},
     }
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
+    with open(directory / MANIFEST, "x", encoding="utf-8", opener=volume.private) as file:
+        json.dump(manifest, file, indent=2)

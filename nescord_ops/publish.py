@@ -27,7 +27,7 @@ from nescord_ops.results import Result
 from nescord_ops.show import printable
 
 STAMP = re.compile(r"\d{8}T\d{6}Z(-\d+)?")
-_DOCUMENT_BYTES = 16_000_000  # ours have some 50 kB
+_DOCUMENT_BYTES = 4_000_000  # ours have some 50 kB
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -311,7 +311,7 @@ def _write_tree(
             closed.result()
     for path, _, mode, mtime_ns, size, _ in reversed(entries):
         if size is None:
-            path.chmod(mode)
+            path.chmod(mode & 0o777)
             os.utime(path, ns=(mtime_ns, mtime_ns))
             sync(path)
     sync(to)
@@ -374,7 +374,7 @@ def _write(handle: int, size: int, batch: list[_Row]) -> None:
 
 def _close(handle: int, mode: int, mtime_ns: int) -> None:
     try:
-        os.fchmod(handle, mode)
+        os.fchmod(handle, mode & 0o777)  # no setuid: the store may have been altered
         os.utime(handle, ns=(mtime_ns, mtime_ns))
         os.fsync(handle)
     finally:

@@ -118,7 +118,7 @@ def regressions(
 def stage(swaps: Iterable[swap.Swap], leave_out: Iterable[Path] = ()) -> None:
     """Copy what is live to the staged places, but for the directories to `leave_out`."""
     for each in swaps:
-        each.staged.parent.mkdir(mode=0o700, exist_ok=True)
+        volume.private_directory(each.staged.parent)
         for suffix, path in each.replaced.items():
             if suffix != "-shm":
                 copy_tree(path, database.beside(each.staged, suffix), leave_out)

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from nescord_ops.errors import OffsiteError, OpsError
 from nescord_ops.settings import masked
 from nescord_ops.storefile import sync
+from nescord_ops.volume import private
 
 ANSWER_SECONDS = 120.0
 _CLEANING_SECONDS = 10.0
@@ -156,10 +157,10 @@ def upload(remote: Remote, name: str, size_bytes: int) -> Iterator[Upload]:
     block = max(PART_BYTES, size_bytes // _PARTS)
 
     def opened() -> Any:
-        file = remote.files.open(path, "wb", block_size=block, **options)
-        if remote.local:
-            os.fchmod(file.fileno(), 0o600)
-        return file
+        if remote.local:  # fsspec would follow a link that somebody else put there
+            Path(path).unlink(missing_ok=True)
+            return open(path, "xb", opener=private)
+        return remote.files.open(path, "wb", block_size=block, **options)
 
     file = _ask(remote, opened)
     taking = Upload(remote, file)

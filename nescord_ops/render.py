@@ -11,6 +11,7 @@ import base64
 import copy
 import html
 import re
+import sys
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -227,7 +228,19 @@ def _difference(measure: Mapping[str, Any]) -> show.Amount:
 
 def findings(document: Mapping[str, Any]) -> list[Check]:
     """Given a JSON document, return its checks; raise ValueError or TypeError if they are none."""
-    return [Check(**{**check, "status": Status(check["status"])}) for check in document["checks"]]
+    found = [Check(**{**check, "status": Status(check["status"])}) for check in document["checks"]]
+    if not all(map(_is_right, found)):
+        raise ValueError("a check with a value of the wrong type")
+    return found
+
+
+def _is_right(check: Check) -> bool:
+    """Whether a check that was read back has the types of one that was made."""
+    texts = (check.name, check.summary, check.hint, check.unit)
+    numbers = (n for n in (check.value, check.limit) if not (n is None or isinstance(n, str)))
+    return all(isinstance(text, str) for text in texts) and all(
+        isinstance(n, int | float) and abs(n) < sys.float_info.max for n in numbers
+    )
 
 
 def _without_findings(content: Any) -> Any:
@@ -332,4 +345,4 @@ def _svg(data: Mapping[str, Any]) -> str:
 
 def _link(*parts: str) -> str:
     """A relative link made of file names."""
-    return "/".join(urllib.parse.quote(part) for part in parts)
+    return "/".join(urllib.parse.quote(show.printable(part)) for part in parts)

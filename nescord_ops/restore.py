@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nescord_ops import client, inventory, places, proof, show, store, swap, volume
+from nescord_ops import inventory, places, proof, show, store, swap, volume
 from nescord_ops.checks import Check, Findings, Status, fail, ok, unknown, warn
 from nescord_ops.errors import BackupError, CaptureError, OpsError, StoreError, VolumeError
 from nescord_ops.inventory import Backup
@@ -238,7 +238,10 @@ def _perform(
     Raise an OpsError, with everything that was written removed, if anything fails before the swap.
     """
     made = None if to is None or to.exists() else to
+    note = None if to else settings.database.parent / swap.INTENT
     try:
+        if made:
+            volume.private_directory(made)
         _stage(settings, backup, swaps, say)
         say("verifying the copy")
         checks = _proofs(settings, backup, swaps)
@@ -248,23 +251,23 @@ def _perform(
             swap.unheld(swaps)
             swap.declare(settings, swaps, f"restore of {backup.id}")
     except BaseException as error:
-        swap.clear(swaps)
+        swap.abandon(swaps, note)
         if made:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 made.rmdir()
         if isinstance(error, OSError):
             text = f"{error.filename or swaps[0].staged}: {error.strerror}; {UNTOUCHED}"
             raise VolumeError(text, "see that the volume takes writes and has room") from error
         raise
     say("swapping")
-    swap.finish(swaps, None if to else settings.database.parent / swap.INTENT)
+    swap.finish(swaps, note)
     return checks, size
 
 
 def _stage(settings: Settings, backup: Backup, swaps: Sequence[swap.Swap], say: Progress) -> None:
     """Write the backup beside the first store, move the other's copy beside its own; sync both."""
     try:
-        home = swaps[0].staged.parent
+        home = volume.private_directory(swaps[0].staged.parent)
         taken = inventory.materialise(settings, backup.id, home, progress=say)
     except StoreError as error:
         raise _damaged(settings, backup, error) from error
@@ -368,10 +371,8 @@ def _refuse_unproven(settings: Settings, backup: Backup, checks: Sequence[Check]
 
     Other failed checks tell how the data was when it was backed up, and are shown.
     """
-    bad = [*proof.damage(checks)]
-    for check in checks:
-        if check.name == "chroma.roundtrip" and check.status is Status.FAIL:
-            bad += [] if any(words in check.summary for words in client.NO_VERDICT) else [check]
+    refused = [c for c in checks if c.name == "chroma.roundtrip" and c.status is Status.FAIL]
+    bad = [*proof.damage(checks), *refused]
     if bad:
         text = f"{backup.id} is damaged ({bad[0].name}: {bad[0].summary}); {UNTOUCHED}"
         raise BackupError(text, _better(settings, backup))

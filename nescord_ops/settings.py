@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import math
 import os
 import re
 import shlex
+import stat
+from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ OF_A_VOLUME = ("CHROMADB_", "RAILWAY_", "NESCORD_OPS_", "DATABASE_URL", "EMBEDDI
 OUR_SECRETS = ("NESCORD_OPS_NOTIFY_URL", "NESCORD_OPS_PING_URL")
 SHOWN = ("CHROMADB_", "DATABASE_URL", "EMBEDDING_DIMENSION", "NESCORD_OPS_", "RAILWAY_VOLUME_")
 ENV_FILE_BYTES = 1_000_000
+REFERRING_CHARS = 4096  # a value with `${NAME}` in it: each may double the one before
 # What the command line's options are called in the environment.
 VARIABLES = {
     "app_dir": "NESCORD_OPS_APP_DIR",
@@ -213,24 +217,26 @@ def _env_file(given: str | Path | None, app: Path) -> Path | None:
     """The `.env` file: the one named, which must exist, else the bot's, which need not."""
     given = given or os.environ.get("NESCORD_OPS_ENV_FILE")
     file = Path(given).expanduser().absolute() if given else app / ".env"
-    if not file.is_file():
+    try:
+        seen = file.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        seen = None
+    except OSError as error:
+        text = f"{file} cannot be read: {error.strerror}"
+        raise SettingsError(text, "run it as the bot's user or root") from error
+    if seen is None or not stat.S_ISREG(seen.st_mode):
         if given:
             raise SettingsError(f"{file} is not a file", "name an existing file with --env-file")
         return None
-    if file.stat().st_size > ENV_FILE_BYTES:
+    if seen.st_size > ENV_FILE_BYTES:
         raise SettingsError(f"{file} is larger than 1 MB", "name the bot's file with --env-file")
     return file
 
 
 def _environment(file: Path | None) -> dict[str, str]:
-    """Every variable that is set and not empty, secrets as presence only.
-
-    The file is read as the bot reads it, with python-dotenv.
-    """
-    from dotenv import dotenv_values
-
+    """Every variable that is set and not empty, secrets as presence only."""
     try:
-        written = dotenv_values(file, encoding="utf-8") if file else {}
+        written = _written(file) if file else {}
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(
             f"{file} cannot be read: {error}", "make it a readable UTF-8 text file"
@@ -242,6 +248,29 @@ def _environment(file: Path | None) -> dict[str, str]:
         if name.startswith(SHOWN) and any(secret in value for secret in secrets):
             raise SettingsError(f"{name} has a key or token in it", f"correct {name}")
     return {name: "set" if name in SECRETS else value for name, value in found.items()}
+
+
+def _written(file: Path) -> dict[str, str | None]:
+    """Read a `.env` file as the bot does, with python-dotenv, in bounded time and memory.
+
+    Raise SettingsError for a value that grows by its references, OSError or UnicodeDecodeError.
+    """
+    from dotenv.parser import parse_stream
+    from dotenv.variables import parse_variables
+
+    found: dict[str, str | None] = {}
+    known: ChainMap[str, str | None] = ChainMap(found, os.environ)  # type: ignore[arg-type]
+    for binding in parse_stream(io.StringIO(file.read_text("utf-8"))):
+        value = binding.value
+        if value and "${" in value:
+            if len(value) <= REFERRING_CHARS:
+                value = "".join(atom.resolve(known) for atom in parse_variables(value))
+            if len(value) > REFERRING_CHARS:
+                text = f"{binding.key} in {file} is too long for a value that refers to others"
+                raise SettingsError(text, f"correct {binding.key}")
+        if binding.key is not None:
+            found[binding.key] = value
+    return found
 
 
 def _number(name: str, text: str) -> float:

@@ -6,13 +6,12 @@ Order (measured with chromadb 1.5.9, 8 of 8 captures whole under 900 documents/s
 2. begin a read of `chroma.sqlite3`: its writers now wait, so the file holds whole transactions;
 3. begin a read of the bot's database: WAL pins this state and delays nobody;
 4. release `chroma.sqlite3` after microseconds, and copy Chroma's files as plain bytes;
-5. stat them again. If anything moved, all of it is thrown away and done again;
+5. stat them again; if anything moved, throw all away and start again;
 6. copy the bot's database from the pinned state.
 
-So both copies show the moment of step 3. If the store does not hold still, `chroma.sqlite3` stays
-locked while it is copied by SQLite's backup (Chroma's writers wait up to 1000 s for it), and at
-the last try until the HNSW files are copied too. The live files are opened read-only; a bot's
-database without a `-wal` is at rest, and copied as bytes, which leaves nothing beside it.
+Both copies show the moment of step 3. If the store does not hold still, `chroma.sqlite3` is locked
+while SQLite's backup copies it (its writers wait up to 1000 s), at the last try until the HNSW
+files are copied too. All is opened read-only; a database without `-wal` is copied as bytes.
 """
 
 from __future__ import annotations
@@ -58,9 +57,8 @@ Stats = dict[Path, tuple[int, int, int]]
 class Snapshot(Result):
     """Copies of both stores as they were at `taken_at` (aware UTC).
 
-    `database` or `chroma` is None where that store could not be copied at all; its reason stands
-    in `problems` under the same word. `lock_seconds` is how long `chroma.sqlite3` was held, the
-    most that the bot can have been delayed.
+    `database` or `chroma` is None where that store could not be copied; `problems` says why under
+    the same word. `lock_seconds`: how long `chroma.sqlite3` was held, the bot's longest delay.
     """
 
     root: Path
@@ -90,17 +88,22 @@ def scratch(needed_bytes: int, where: Path | None = None) -> Iterator[Path]:
         )
     try:
         root = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=base))
+        try:
+            handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            root.rmdir()
+            raise
     except OSError as error:
         raise CaptureError(
             f"no scratch directory in {base}: {error.strerror}",
             "set TMPDIR to a writable directory",
         ) from error
-    handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield root
     finally:
-        volume.remove_tree(root)
+        with contextlib.suppress(OSError):  # what cannot be removed now is left to the next run
+            volume.remove_tree(root)
         os.close(handle)
 
 
@@ -109,7 +112,8 @@ def _sweep(base: Path) -> None:
     for left in base.glob(f"{SCRATCH_PREFIX}*"):
         with contextlib.suppress(OSError):
             seen = left.lstat()
-            if seen.st_uid != os.geteuid() or time.time() - seen.st_mtime < 60:
+            ours = seen.st_uid == os.geteuid() and stat.S_IMODE(seen.st_mode) == 0o700
+            if not ours or time.time() - seen.st_mtime < 60:
                 continue
             handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
@@ -302,6 +306,7 @@ def _backup(source: sqlite3.Connection, target: Path, limit_seconds: float) -> N
                 "run it with the bot stopped",
             )
 
+    open(target, "xb", opener=volume.private).close()
     with contextlib.closing(sqlite3.connect(target, isolation_level=None)) as copy:
         copy.execute("PRAGMA synchronous=OFF")
         copy.execute("PRAGMA journal_mode=OFF")
@@ -352,7 +357,10 @@ def copy_file(source: Path, target: Path) -> None:
         handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError as error:
         raise Moved from error
-    with open(handle, "rb", buffering=0), target.open("xb", buffering=0) as writer:
+    with (
+        open(handle, "rb", buffering=0),
+        open(target, "xb", buffering=0, opener=volume.private) as writer,
+    ):
         length = os.fstat(handle).st_size
         writer.truncate(length)
         at = 0
@@ -373,9 +381,9 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def copy_tree(source: Path, target: Path, leave_out: Iterable[Path] = ()) -> None:
-    """Copy a file or a tree, with holes and times; links are copied as links, never followed.
+    """Copy a file or a tree but for `leave_out`, with holes and times; links stay links.
 
-    Directories to `leave_out` are not copied. Raise VolumeError for what cannot be.
+    Raise VolumeError for what cannot be copied.
     """
     for path, seen in volume.walk(source):
         if not {path, *path.parents}.isdisjoint(leave_out):

@@ -192,10 +192,15 @@ def sequence(stores: Stores) -> Iterator[Check]:
     mine = stores.collection
     if not mine:
         return
-    oldest, newest = stores.connection.execute(
-        "SELECT min(seq_id), max(seq_id) FROM vec.embeddings_queue WHERE substr(topic, -36) = ?",
+    oldest, newest, strange = stores.connection.execute(
+        "SELECT min(seq_id), max(seq_id), sum(typeof(seq_id) <> 'integer')"
+        " FROM vec.embeddings_queue WHERE substr(topic, -36) = ?",
         (mine.id,),
     ).fetchone()
+    if strange:
+        text = f"{strange:,} rows of the queue have no sequence number"
+        yield fail("chroma.sequence", text, f"the store is damaged: {RESTORE}")
+        return
     vector, metadata = mine.vector_seq or 0, mine.metadata_seq or 0
     persisted = mine.vector_seq is not None
     mapped = (stores.root / mine.vector_segment / chroma.PICKLE).exists()

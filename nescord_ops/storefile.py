@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
 
+from nescord_ops import database
 from nescord_ops.errors import StoreError
 from nescord_ops.results import Result
 
@@ -30,6 +31,7 @@ VERSION = 1
 BUSY_SECONDS = 120.0
 _SQLITE_PAGE_BYTES = 4096  # the end of a packed page is unused: 3 % of the store, 1 % with 2048
 _CACHE_KIB = 16_384
+_EVIDENCE_CHARS = 4 << 20  # JSON takes up to 25 times as much when it is read; ours has some 10 kB
 SCHEMA = """
 CREATE TABLE generation (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, taken_at TEXT NOT NULL,
@@ -127,7 +129,7 @@ def open_store(
         )
     except (OSError, sqlite3.Error) as error:
         raise _error(path, error) from error
-    with contextlib.closing(connection):
+    with contextlib.closing(connection), database.confined(connection):
         connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
         try:
             _recognise(path, connection)
@@ -262,15 +264,22 @@ def read_generation(db: sqlite3.Connection, number: int) -> Generation:
     if row is None:
         raise StoreError(f"the record of generation {number} is missing", CHECK_HINT)
     identity, taken_at, evidence, added, digest = row
-    if digest != manifest_digest(db, number):
-        return Generation(str(identity), datetime.fromtimestamp(0, UTC), {}, 0, 0, 0, intact=False)
+    damaged = Generation(str(identity), datetime.fromtimestamp(0, UTC), {}, 0, 0, 0, intact=False)
+    if len(evidence) > _EVIDENCE_CHARS or digest != manifest_digest(db, number):
+        return damaged
+    try:  # whoever altered it may have sealed it anew
+        moment, facts = datetime.fromisoformat(taken_at).astimezone(UTC), json.loads(evidence)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return damaged
     files, size = db.execute(
         "SELECT count(size), coalesce(sum(size), 0) FROM file WHERE generation = ?", (number,)
     ).fetchone()
+    if not (isinstance(facts, dict) and all(type(n) is int for n in (size, added))):
+        return damaged
     return Generation(
-        id=identity,
-        taken_at=datetime.fromisoformat(taken_at),
-        evidence=json.loads(evidence),
+        id=str(identity),
+        taken_at=moment,
+        evidence=facts,
         files=files,
         size_bytes=size,
         added_bytes=added,

@@ -68,10 +68,9 @@ def join(snapshot: Snapshot, settings: Settings) -> Iterator[Stores]:
     with database.open_copy(file) as connection:
         collections = chroma.collections(connection)
     mine = next((c for c in collections if c.name == settings.collection), None)
-    with contextlib.closing(sqlite3.connect("file::memory:", uri=True)) as joined:
-        joined.isolation_level = None
+    joined = sqlite3.connect("file::memory:", uri=True, isolation_level=None)
+    with contextlib.closing(joined), database.confined(joined):
         joined.text_factory = database.decode
-        joined.execute("PRAGMA trusted_schema=OFF")
         joined.execute("PRAGMA temp_store=FILE")
         joined.execute("ATTACH ? AS vec", (database.uri(file, _IMMUTABLE),))
         tables: set[str] = set()

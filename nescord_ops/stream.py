@@ -19,7 +19,6 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import tarfile
 import threading
@@ -32,13 +31,13 @@ from typing import IO, Any
 import zstandard
 
 from nescord_ops import pages, readback
-from nescord_ops.checks import Status
 from nescord_ops.errors import OffsiteError, StoreError, VolumeError
-from nescord_ops.inventory import BOTH, Backup
+from nescord_ops.evidence import is_digest, is_number, is_sound
+from nescord_ops.inventory import Backup
 from nescord_ops.storefile import Store, explained
 
 FORMAT = "nescord-ops offsite 1"
-RECORD_BYTES = 16 << 20
+RECORD_BYTES = 4 << 20  # JSON takes up to 25 times as much when it is read; ours has some 10 kB
 _RECORD = ".record.json"
 _WINDOW_BYTES = 1 << 27  # what `zstd -d` accepts
 _HEADER_BYTES = 1 << 16  # of extended headers, which are read into memory
@@ -99,7 +98,7 @@ def record(document: Any, identity: str) -> Record:
         taken_at = datetime.fromisoformat(document["taken_at"]).astimezone(UTC)
         evidence = document["evidence"]
         right = (document["format"], document["id"]) == (FORMAT, identity)
-        right = right and all(map(_is_file, files)) and _is_evidence(evidence)
+        right = right and all(map(_is_file, files)) and is_sound(evidence)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, StoreError) as error:
         text = f"the record of {identity} is none: {type(error).__name__}"
         raise DamagedError(text, OTHER_HINT) from None
@@ -111,39 +110,10 @@ def record(document: Any, identity: str) -> Record:
 
 def _is_file(file: File) -> bool:
     readback.confined(Path(), os.fsencode(file.path))
-    right = _is_number(file.mode, 0o7777) and _is_number(abs(file.mtime_ns))
+    right = is_number(file.mode, 0o7777) and is_number(abs(file.mtime_ns))
     if file.size is None:
         return right and file.sha256 is None
-    digest = re.fullmatch("[0-9a-f]{64}", file.sha256 or "")
-    return right and _is_number(file.size) and digest is not None
-
-
-def _is_evidence(evidence: Any) -> bool:
-    """Whether evidence has the shapes that `inventory`, `proof` and `restore` rely on."""
-    expected = evidence["expected"]
-    tried = [evidence[key] for key in ("checked", "drilled") if evidence.get(key)]
-    for each in tried:
-        datetime.fromisoformat(each["at"])
-    owners = [
-        each[key] for each in evidence["originals"].values() for key in ("uid", "gid", "mode")
-    ]
-    texts = [*evidence["damaged"], *(each["reason"] for each in tried)]
-    texts += [expected.get("collection", ""), expected.get("distance", "")]
-    for status, text in evidence["findings"].values():
-        texts += [Status(status), text]
-    return (
-        set(evidence["stores"]) <= {*BOTH}
-        and isinstance(evidence["rows"], dict)
-        and set(expected) <= {"collection", "distance", "dimension"}
-        and all(isinstance(text, str) for text in texts)
-        and all(_is_number(number, 1 << 31) for number in [*owners, expected.get("dimension", 0)])
-        and all(_is_number(each["count"]) for each in evidence["collections"].values())
-        and _is_number(evidence["allocated_bytes"])
-    )
-
-
-def _is_number(value: Any, limit: int = 1 << 62) -> bool:
-    return type(value) is int and 0 <= value <= limit
+    return right and is_number(file.size) and is_digest(file.sha256)
 
 
 @explained

@@ -33,7 +33,7 @@ from nescord_ops.snapshot import DATABASE
 from nescord_ops.storefile import sync
 
 HIDDEN = ".nescord-ops-restore-"
-_LOCK_SECONDS = 1.0
+_LOCK_SECONDS, _NOTE_BYTES = 1.0, 1 << 16
 INTENT = ".nescord-ops-restore.json"
 STOP_HINT = "stop the bot (on Railway: start command `sleep infinity`, redeploy), and run it again"
 # In the order they are swapped: a directory is likelier to refuse a rename than a file.
@@ -133,7 +133,7 @@ def unheld(swaps: Sequence[Swap]) -> Check:
         return ok("restore.holders", "no process has the live data open")
     text = "there is no /proc here"
     if seen.unseen:
-        text = f"process {', '.join(seen.unseen[:5])} cannot be looked into"
+        text = f"{', '.join(seen.unseen[:5])} cannot be looked into"
     hint = "be sure that the bot is stopped"
     return warn("restore.holders", f"nobody was seen with the live data open, but {text}", hint)
 
@@ -151,7 +151,8 @@ def declare(settings: Settings, swaps: Sequence[Swap], purpose: str) -> None:
         "stamp": staging.name.removeprefix(HIDDEN),
         "places": {swap.name: str(swap.live) for swap in swaps},
     }
-    draft.write_text(json.dumps(document), "ascii")
+    with open(draft, "x", encoding="ascii", opener=volume.private) as file:
+        json.dump(document, file)
     sync_entry(draft)
     try:
         draft.rename(note)
@@ -178,20 +179,35 @@ def finish(swaps: Sequence[Swap], note: Path | None) -> None:
     except OSError as error:
         text = f"{error.filename}: {error.strerror}"
         if all(swap.staged.exists() and not swap.kept.exists() for swap in swaps):
-            _close(swaps, note)
-            raise VolumeError(f"{text}; the live data is untouched", STOP_HINT) from error
+            abandon(swaps, note)
+            if not (note and os.path.lexists(note)):
+                raise VolumeError(f"{text}; the live data is untouched", STOP_HINT) from error
         hint = "keep the bot stopped, and run the same command again: it goes on from here"
         raise VolumeError(f"the swap stopped half way: {text}", hint) from error
+    except KeyboardInterrupt:  # it comes too late: half a swap is of no use to anybody
+        finish(swaps, note)
 
 
 def _close(swaps: Iterable[Swap], note: Path | None) -> None:
-    clear(swaps)
+    _clear(swaps)
     if note:
         note.unlink()
         sync(note.parent)
 
 
-def clear(swaps: Iterable[Swap]) -> None:
+def abandon(swaps: Iterable[Swap], note: Path | None) -> None:
+    """Give a swap up of which nothing is done: the note first, for it vouches for the copies.
+
+    What cannot be removed now is left to `recover`.
+    """
+    with contextlib.suppress(OSError):
+        if note and os.path.lexists(note):
+            note.unlink()
+            sync(note.parent)
+        _clear(swaps)
+
+
+def _clear(swaps: Iterable[Swap]) -> None:
     """Remove the hidden directories."""
     for staging in {swap.staged.parent for swap in swaps}:
         volume.remove_tree(staging)
@@ -201,12 +217,16 @@ def _exchange(swap: Swap) -> None:
     """Move what is live into `kept` and the copy into its place, unless that was done before."""
     if not swap.staged.exists():
         return
-    swap.kept.mkdir(mode=0o700, exist_ok=True)
+    volume.private_directory(swap.kept)
     try:
         name = _free_name(swap)
-        for suffix, path in swap.replaced.items():
-            path.rename(swap.kept / f"{name}{suffix}")
-        sync(swap.kept)
+        handle = os.open(swap.kept, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            for suffix, path in swap.replaced.items():
+                os.rename(path, f"{name}{suffix}", dst_dir_fd=handle)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
         sync(swap.live.parent)
         swap.staged.rename(swap.live)
         sync(swap.live.parent)
@@ -257,17 +277,25 @@ def recover(settings: Settings, *, dry_run: bool = False) -> str:
 def _noted(note: Path, places: Mapping[str, Path]) -> tuple[list[Swap], str]:
     """Read a note of intent; raise VolumeError if it is none, or speaks of other places."""
     try:
-        said = json.loads(note.read_bytes())
+        with open(note, "rb", opener=_plainly) as file:
+            said = json.loads(file.read(_NOTE_BYTES))
         meant, purpose = dict(said["places"]), show.printable(said["purpose"])
         if not _STAMP.fullmatch(said["stamp"]):
             raise ValueError("no time")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not meant.keys() <= places.keys():
+            raise ValueError("no such store")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise VolumeError(f"{note} is no note of a swap: {error}", "remove it") from error
     if any(str(places.get(name)) != path for name, path in meant.items()):
         where = show.printable(" and ".join(map(str, meant.values())))
         text = f"a {purpose} to {where} was interrupted, and the settings differ now"
         raise VolumeError(text, "run the same command again with the settings of then")
     return _swaps({name: places[name] for name in meant}, said["stamp"]), purpose
+
+
+def _plainly(path: str, flags: int) -> int:
+    """Open a file, but follow no link and wait for no pipe that was put in its place."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def sync_entry(path: Path) -> None:

@@ -175,7 +175,10 @@ def examine(
                 limit = index_limit_bytes or client.INDEX_LIMIT_BYTES
                 found += _guarded("chroma.roundtrip", lambda: client.round_trip(joined, limit))
     except (sqlite3.DatabaseError, LookupError) as error:
-        if Status.FAIL not in {check.status for check in found}:
+        if database.of_the_machine(error):
+            text = f"could not be read: {error}"
+            found.append(unknown("chroma.collection", text, database.MACHINE_HINT))
+        elif Status.FAIL not in {check.status for check in found}:
             hint = "check CHROMADB_PERSIST_DIRECTORY"
             found.append(fail("chroma.collection", f"the store cannot be read: {error}", hint))
     return tuple(found)
@@ -210,6 +213,8 @@ def glance(snapshot: Snapshot, settings: Settings) -> tuple[Check, ...]:
                 for name, part in parts.items():
                     found += _guarded(name, lambda part=part: part(joined))  # type: ignore[misc]
         except (sqlite3.DatabaseError, LookupError) as error:
+            if database.of_the_machine(error):
+                raise CaptureError(f"the copy: {error}", database.MACHINE_HINT) from error
             text = f"the store cannot be read: {error}"
             found.append(fail("chroma.sequence", text, "nescord-ops verify says what is wrong"))
         return (*(check for page in pages for check in page.result()), *found)

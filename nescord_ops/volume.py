@@ -219,6 +219,28 @@ def probe_write(directory: Path) -> None:
         raise VolumeError(f"{directory} gave back other bytes than were written")
 
 
+def private(path: str, flags: int) -> int:
+    """Open a file as `open` does, for its owner only whatever the umask; a link is refused."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def private_directory(directory: Path) -> Path:
+    """Make a directory for its owner only (mode 700), or take one that is, and return it.
+
+    Raise VolumeError for a link, or for one that others may enter: who can write around it could
+    have put it there, to read or to change what is written into it.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        seen, around = place(directory), place(directory.parent)
+        ours = seen.uid in (os.geteuid(), around.uid)  # who owns what is around may do as he likes
+        if seen.kind != "directory" or seen.mode & 0o077 or not ours:
+            text = f"{directory} is there already, and not as this program makes it"
+            raise VolumeError(text, "see who put it there, and remove it") from None
+    return directory
+
+
 def claim(directory: Path) -> Path:
     """Make a directory, or take it if it is empty, and return it.
 
@@ -237,8 +259,11 @@ def claim(directory: Path) -> Path:
 
 
 def remove_tree(root: Path) -> None:
-    """Remove a scratch directory of ours; what is gone already is fine."""
+    """Remove a scratch directory of ours, or what was put in its place; gone already is fine."""
     import shutil
 
     with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(root)
+        if place(root).kind == "directory":
+            shutil.rmtree(root)
+        else:
+            root.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import os
 import random
@@ -16,14 +17,16 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nescord_ops import backup, database, holders, proof, restore, settings, swap
+from nescord_ops import backup, database, holders, inventory, proof, restore, settings, swap
 from nescord_ops.checks import Check, Status
 from nescord_ops.demo import Demo
 from nescord_ops.errors import BackupError, OpsError, VolumeError
 from nescord_ops.settings import Settings
+from nescord_ops.snapshot import Snapshot
 from nescord_ops.volume import mount_of
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -285,6 +288,22 @@ def test_a_bot_of_another_user_is_betrayed_by_its_lock(
     assert by_name(result)["restore.holders"].status is Status.WARN
 
 
+def test_a_file_that_cannot_be_asked_for_its_locks_is_not_taken_for_free(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def refused_open(path: Path, *arguments: int, **options: int) -> int:
+        if str(path).endswith("-shm"):
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refused_open)
+    check = by_name(restore.run(site.settings, site.backup, dry_run=True))["restore.holders"]
+    assert check.status is Status.WARN
+    assert "-shm (Too many open files) cannot be looked into" in check.summary
+
+
 def test_a_bot_that_starts_while_the_copy_is_verified_is_noticed(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,6 +434,24 @@ def test_a_disk_that_fills_up_midway_leaves_the_live_data_and_no_rubbish(
     assert list(small.iterdir()) == []
 
 
+@pytest.mark.usefixtures("unproven")
+def test_a_disk_that_takes_no_sync_leaves_the_live_data_and_no_rubbish(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = inventory.materialise
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def then_full(*arguments: Any, **options: Any) -> Snapshot:
+        copy = write(*arguments, **options)
+        monkeypatch.setattr(os, "fsync", full)
+        return copy
+
+    monkeypatch.setattr(inventory, "materialise", then_full)
+    refused(site, "No space left on device; the live data is untouched")
+
+
 def test_without_scratch_space_chroma_is_not_opened_and_that_is_said(
     site: Site, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -507,6 +544,65 @@ def kill_at(deadly: int, site: Site) -> None:
     restore.run(site.settings, site.backup)
 
 
+@pytest.mark.usefixtures("unproven")
+def test_a_swap_that_was_given_up_is_not_completed_from_what_is_left_of_it(site: Site) -> None:
+    """The first step is refused, and a kill comes while the copies are being removed."""
+    old = live(site.settings)
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    def remove_some(staging: Path) -> None:
+        (staging / "chromadb" / "chroma.sqlite3").unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def work() -> None:
+        swap._exchange = lambda each: refuse(each.kept)
+        swap.volume.remove_tree = remove_some  # type: ignore[assignment]
+        restore.run(site.settings, site.backup)
+
+    _, status = os.waitpid(in_child(work), 0)
+    assert os.WIFSIGNALED(status)
+    assert "undone" in restore.recover(site.settings)
+    assert live(site.settings) == old
+
+
+@pytest.mark.usefixtures("unproven")
+def test_a_swap_that_cannot_even_be_given_up_says_how_to_go_on(
+    site: Site, outcome: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(swap, "_exchange", lambda each: refuse(each.kept))
+        broken.setattr(Path, "unlink", refuse)
+        with pytest.raises(VolumeError, match="stopped half way") as caught:
+            restore.run(site.settings, site.backup)
+    assert "run the same command again" in caught.value.hint
+    assert "completed" in restore.recover(site.settings)
+    assert live(site.settings) == outcome
+
+
+@pytest.mark.usefixtures("unproven")
+@pytest.mark.parametrize("at", [2, 5])
+def test_an_interrupt_amid_the_swap_comes_too_late(
+    site: Site, outcome: Tree, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    calls, sync = itertools.count(1), swap.sync
+
+    def interrupted(directory: Path) -> None:
+        sync(directory)
+        if next(calls) == at:  # the first is that of the note of intent
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(swap, "sync", interrupted)
+    restore.run(site.settings, site.backup)
+    assert next(calls) > at
+    assert live(site.settings) == outcome
+    assert not list(site.settings.database.parent.glob(".*"))
+
+
 @pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_both_stores_are_old_or_new(
     base: Site, outcome: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
@@ -559,7 +655,7 @@ def test_what_a_bot_wrote_in_between_is_kept_too(site: Site, outcome: Tree) -> N
     old = live(site.settings)
     interrupted(site)
     found, kept = site.settings, site.settings.database.parent / "replaced_20260102_120000"
-    kept.mkdir()
+    kept.mkdir(mode=0o700)
     for suffix in ("-wal", "-shm", ""):
         path = database.beside(found.database, suffix)
         path.rename(kept / path.name)
@@ -605,12 +701,12 @@ def test_an_interrupted_restore_of_other_places_and_a_forged_note_are_left_alone
 def test_a_rename_that_is_refused_undoes_everything(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Path.rename
+    real = os.rename
 
-    def stubborn(path: Path, target: Path) -> Path:
+    def stubborn(path: Path, target: Path | str, **options: int) -> None:
         if path == site.settings.chroma_dir:
             raise PermissionError(1, "Operation not permitted", str(path))
-        return real(path, target)
+        real(path, target, **options)
 
-    monkeypatch.setattr(Path, "rename", stubborn)
+    monkeypatch.setattr(os, "rename", stubborn)
     refused(site, "Operation not permitted; the live data is untouched")

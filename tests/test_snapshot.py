@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -234,7 +235,7 @@ def test_no_room_is_refused_before_anything_is_written(
 def test_what_a_killed_run_left_is_swept_and_a_running_ones_is_not(tmp_path: Path) -> None:
     dead, alive = (tmp_path / f"{snapshot.SCRATCH_PREFIX}{name}" for name in ("dead", "alive"))
     for path in (dead, alive):
-        path.mkdir()
+        path.mkdir(mode=0o700)
         os.utime(path, (0, 0))
     handle = os.open(alive, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
@@ -253,3 +254,19 @@ def test_a_missing_store_is_left_out_with_its_reason(demo: MakeDemo) -> None:
         assert taken.chroma is None
         assert "cannot be opened" in taken.problems["chroma"]
         assert taken.database
+
+
+def test_scratch_that_cannot_be_locked_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def refused(path: Path, *arguments: int, **options: int) -> int:
+        if snapshot.SCRATCH_PREFIX in str(path):
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(CaptureError, match="Too many open files"), snapshot.scratch(0, tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())

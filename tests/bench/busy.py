@@ -118,7 +118,7 @@ def _run(root: Path, seconds: float, alone: float) -> int:
         time.sleep(alone)
         while time.monotonic() < bot.began + seconds and process.poll() is None:
             known = list(bot.acknowledged)
-            identity = ours("backup", "create")["backup"]["id"]
+            identity = ours("backup", "create")["data"]["backup"]["id"]
             gone = set(bot.deleted)
             lost += len({*known} - gone - _held(found, identity, root / "laid-out"))
             ours("backup", "check", identity)

@@ -1,0 +1,138 @@
+"""The fault matrix: whatever fails around a command, the data and the backups are as before.
+
+    python -m pytest tests/test_matrix.py -m slow -s    every cell, about an hour; prints the matrix
+
+`tests/matrix/` says what a cell is and what is complained of. Here are the cells that have
+found defects, a slice that is cheap enough for every day, and what every command is to exit with on
+every volume of the demo's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from matrix import cells, machine
+from matrix.cells import Cell, Matrix
+from matrix.commands import ALL
+from matrix.machine import MACHINES, Fault, Machine
+from matrix.world import HEALTHY, World
+
+from nescord_ops.demo import Demo
+from nescord_ops.faults import FAULTS
+
+SEED = 1
+# The exit code of each command on the healthy volume and on each of `FAULTS`, in their order, with
+# nothing else failing; all others are 0. 2 is: the database of three slashes has no backups beside.
+CODES = {
+    "report verify cost --depth quick --out": "01100000000001000",
+    "report --out": "01111110000101000",
+    "verify": "01111110000101000",
+    "verify --depth quick": "01100000000001000",
+    "deploy": "01100000000001000",
+    "troubleshoot": "01111110000101000",
+    "clean --apply": "00002220000000000",
+    "backup create": "00001110000100000",
+    "backup create --keep 2 --drill --push": "00001110000100000",
+    "backup create --dry-run": "00001110000100000",
+    "backup check": "02000000000000000",
+    "backup drill": "02000000000000000",
+    "backup export": "02000000000000000",
+    "backup adopt": "02000000000000000",
+    "restore --dry-run": "02100000000000000",
+    "restore --to": "02000000000000000",
+    "restore": "02100000000000000",
+    "offsite push": "02000000000000000",
+}
+
+
+def possible() -> str:
+    """Why the machine cannot be made to fail here, or nothing."""
+    if os.geteuid() or not shutil.which("cc"):
+        return "needs root and a C compiler"
+    mounted = subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True)
+    return "needs the right to mount" if mounted.returncode else ""
+
+
+pytestmark = pytest.mark.skipif(bool(possible()), reason=possible())
+
+
+@pytest.fixture(scope="module")
+def small(base_demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Matrix:
+    return Matrix(tmp_path_factory.mktemp("matrix"), seed=SEED, base=base_demo)
+
+
+def failing(ops: str, nth: int, number: int, *, sticky: bool = False) -> Fault:
+    """The nth call of these kinds fails."""
+    options = {"ops": ops, "nth": nth, "sticky": int(sticky), "errno": number}
+    return lambda world, _chance, _usual: Machine(
+        machine.shimmed(world, **options),
+        untidy=sticky and ops in "on",
+        stuck=sticky,
+        told=str(options),
+    )
+
+
+def signalled(nth: int, number: signal.Signals) -> Fault:
+    """A signal comes before the nth write, sync or rename."""
+    options = {"ops": "wsn", "nth": nth, "signal": int(number), "main": 1}
+    return lambda world, _chance, _usual: Machine(
+        machine.shimmed(world, **options),
+        codes=frozenset((130 if number == signal.SIGTERM else -9,)),
+        untidy=number == signal.SIGKILL,
+        told=str(options),
+    )
+
+
+def unreadable(world: World, *_: object) -> Machine:
+    """The bot's directory is another user's."""
+    return machine.denied(world, world.app, 0o700)
+
+
+def unreadable_scratch(world: World, *_: object) -> Machine:
+    """What was written into scratch space does not come back."""
+    options = {"ops": "r", "nth": 1, "sticky": 1, "errno": errno.EIO, "path": world.root / "tmp"}
+    return Machine(machine.shimmed(world, **options))
+
+
+# The command, what fails, and the exit code that is right. Six of them have found defects.
+EVERY_DAY: dict[str, tuple[str, Fault, int]] = {
+    "a demo on a full disk": ("demo --notes 5", failing("w", 2, errno.ENOSPC), 2),
+    "a configuration on a full disk": ("deploy --write", failing("w", 2, errno.ENOSPC), 2),
+    "an env file of another user": ("backup list", unreadable, 2),
+    "SIGTERM amid a backup": ("backup create", signalled(12, signal.SIGTERM), 130),
+    "scratch that stays": ("clean", failing("n", 4, errno.EACCES, sticky=True), 2),
+    "a read-only volume": ("verify --depth quick", MACHINES["read-only"], 1),
+    "a full disk amid a backup": ("backup create", failing("w", 20, errno.ENOSPC), 2),
+    "scratch that cannot be read": ("backup check", unreadable_scratch, 2),
+    "SIGKILL amid a prune": ("backup prune --keep 1", signalled(20, signal.SIGKILL), -9),
+    "a full disk amid a push": ("offsite push", failing("w", 1, errno.ENOSPC, sticky=True), 2),
+}
+
+
+@pytest.mark.parametrize("name", EVERY_DAY)
+def test_nothing_is_lost_and_everything_is_said(small: Matrix, name: str) -> None:
+    command, fault, code = EVERY_DAY[name]
+    outcome = small.run(Cell(command, HEALTHY, name), fault=fault, as_json=True)
+    assert not outcome.complaints, outcome
+    assert outcome.code == code, outcome
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sweep", ["pairs", "machine", "triples"])
+def test_every_cell(sweep: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        outcomes = cells.sweep(Matrix(tmp_path, seed=SEED), cells.cells(sweep, seed=SEED))
+        print(f"\n{cells.table(outcomes)}\n{sweep}: {len(outcomes)} cells, seed {SEED}")
+    assert not [str(outcome) for outcome in outcomes if outcome.complaints]
+    if sweep == "pairs":
+        healthy = "0" * (1 + len(FAULTS))
+        seen: dict[str, str] = {}
+        for outcome in outcomes:
+            seen[outcome.cell.command] = seen.get(outcome.cell.command, "") + str(outcome.code)
+        assert seen == {name: CODES.get(name, healthy) for name in ALL}
