@@ -122,7 +122,7 @@ def test_each_volume_is_published_as_a_single_run_is(four: fleet.Fleet) -> None:
         home = four.index.parent / each.name
         assert publish.STAMP.fullmatch(each.stamp)
         files = {file.name for file in (home / each.stamp).iterdir()}
-        assert files == {"probe.html", "probe.ipynb", "probe.json"}
+        assert files == {"index.html", "probe.html", "probe.ipynb", "probe.json"}
         (run,) = history.runs(home)
         assert (run.stamp, run.status) == (each.stamp, each.status)
         assert f"{each.stamp}/probe.html" in (home / "index.html").read_text()
