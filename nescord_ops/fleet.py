@@ -27,6 +27,7 @@ from nescord_ops import checks, fleet_index, history, member, publish, report
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 from nescord_ops.member import Outcome, Task
+from nescord_ops.results import Result
 from nescord_ops.show import printable
 
 FILE_BYTES = 1_000_000
@@ -39,7 +40,7 @@ _ORDER = (Status.FAIL, Status.UNKNOWN, Status.WARN, Status.OK)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Volume:
+class Volume(Result):
     """One volume of a fleet: its name, and the options of `settings.load` that lead to it."""
 
     name: str
@@ -47,7 +48,7 @@ class Volume:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Fleet:
+class Fleet(Result):
     """One run for all volumes; the worst outcome first. `before` has the last run's verdicts."""
 
     index: Path

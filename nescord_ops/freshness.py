@@ -15,6 +15,7 @@ from nescord_ops import show, volume
 from nescord_ops.checks import Check, Status, fail, none_of, ok, unknown, warn
 from nescord_ops.errors import BackupError
 from nescord_ops.inventory import Backup, Backups, listing
+from nescord_ops.results import Result
 from nescord_ops.settings import Settings, masked
 
 AGE_WARN_DAYS, AGE_FAIL_DAYS = 7, 30
@@ -24,7 +25,7 @@ CREATE_HINT = "nescord-ops backup create --drill"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Result):
     """How the backups stand: how many of `kept` generations are good, and the newest of each kind.
 
     The times are those at which the data was copied, None where there is no such backup; an

@@ -29,6 +29,7 @@ from nescord_ops import checks, history, render, report, settings
 from nescord_ops.checks import Check, Status
 from nescord_ops.errors import OpsError, SettingsError
 from nescord_ops.history import PageRow
+from nescord_ops.results import Result
 from nescord_ops.settings import OF_A_VOLUME, SECRETS
 from nescord_ops.show import printable
 
@@ -60,7 +61,7 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Result):
     """What became of one volume; small whatever the volume holds.
 
     `checks` are the worst of those that failed or could not be made. `stamp` is the run's directory

@@ -165,7 +165,7 @@ def of_run(made: Run, earlier: Mapping[str, str]) -> Message:
     return Message(
         status=made.status,
         verdict=": ".join(filter(None, [opening, ", ".join(bad)])) if bad else
-        opening.replace("Healthy", "Healthy again") if recovered else opening,
+        f"{opening} again" if recovered else opening,
         problems=problems(made.pages),
         page=str(made.directory),
         about=_volume(made.pages),

@@ -14,7 +14,6 @@ import gzip
 import html.parser
 import io
 import json
-import logging
 import os
 import resource
 import shutil
@@ -41,6 +40,7 @@ from nescord_ops import (
     deploy,
     freshness,
     history,
+    index,
     inventory,
     keys,
     legacy,
@@ -218,7 +218,6 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_watch)
-logging.getLogger("nescord_ops").setLevel(logging.CRITICAL)
 
 
 def attempt(target: Target, data: bytes, kit: dict[str, Any], home: Path) -> None:
@@ -352,9 +351,12 @@ class _Tags(html.parser.HTMLParser):
     ELEMENTS = frozenset({
         "div", "table", "caption", "thead", "tbody", "tr", "th", "td", "span", "strong", "code",
         "p", "details", "summary", "small", "a", "time", "pre", "ul", "li", "img", "em", "header",
-        "main", "h1", "h2", "h3", "footer"})  # fmt: skip
+        "main", "h1", "h2", "h3", "h4", "footer", "section", "br", "sup", "i", "b", "svg", "path",
+        "polyline", "circle", "rect", "g", "line", "title"})  # fmt: skip
     ATTRIBUTES = frozenset({
-        "class", "scope", "title", "id", "href", "datetime", "tabindex", "alt", "src", "open"
+        "class", "scope", "title", "id", "href", "datetime", "tabindex", "alt", "src", "open",
+        "role", "aria-label", "aria-labelledby", "aria-hidden", "viewbox", "preserveaspectratio",
+        "width", "height", "d", "points", "cx", "cy", "r", "x", "y", "fill", "stroke", "colspan",
     })  # fmt: skip
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -781,7 +783,7 @@ def hostile_history(data: bytes, bench: Bench) -> None:
         (target / history.FILE_NAME).write_bytes(draw.blob())
     publish._adopt(target, publish._present(target))
     runs = history.runs(target)
-    text = render.index(runs)
+    text = index.page(runs, {run.stamp: f"{run.stamp}/index.html" for run in runs}, target)
     _harmless(text.partition("<body>")[2])
     for key in ("used_bytes", "capacity.free"):
         series = history.series(target, key)
@@ -805,7 +807,7 @@ def shown_text(data: bytes, bench: Bench) -> None:
     _harmless(show.badge(Status.OK, one) + show.amount(1, five).exact.replace("<", "&lt;"))
     _harmless(render._plain(five) + render._plain(one))
     facts = {"name": one, "settings": {"database": two}, "tool_version": three}
-    facts |= {"status": "fail", "generated_at": NOW.isoformat()}
+    facts |= {"data": {}, "status": "fail", "generated_at": NOW.isoformat()}
     render._banner({**facts, "checks": [plain(check) for check in checks]})
 
 

@@ -33,11 +33,11 @@ from nescord_ops import (
     chroma,
     database,
     history,
+    index,
     inventory,
     keys,
     offsite,
     publish,
-    render,
     restore,
     settings,
     snapshot,
@@ -274,6 +274,12 @@ def test_a_name_that_leads_out_stops_every_way_out_of_the_store(
     assert not [*tmp_path.rglob("climbed")]
 
 
+def index_of(reports_dir: Path) -> str:
+    """The index of all that the history knows, as if every run were still there."""
+    runs = history.runs(reports_dir)
+    return index.page(runs, {run.stamp: f"{run.stamp}/index.html" for run in runs}, reports_dir)
+
+
 HISTORIES = {
     "a view": ENDLESS.format(t="runs"),
     "no time": "UPDATE runs SET generated_at = 'never'",
@@ -294,7 +300,7 @@ def test_a_history_that_nobody_of_us_wrote_stops_no_report(
     file.write_bytes(kit["history"])
     with contextlib.closing(sqlite3.connect(file)) as db:
         db.executescript(HISTORIES[kind])
-    render.index(history.runs(tmp_path))
+    index_of(tmp_path)
     history.series(tmp_path, "capacity.free")
     row = history.RunRow("20260802T120000Z", NOW, "ok", False, ())
     history.record(tmp_path, row, [])
@@ -331,7 +337,7 @@ def test_the_json_of_an_earlier_run_is_not_believed(
     text = document if isinstance(document, str) else json.dumps(document)
     (run / "verify.json").write_text(text)
     publish._adopt(tmp_path, publish._present(tmp_path))
-    assert "<script" not in render.index(history.runs(tmp_path))
+    assert "<script" not in index_of(tmp_path)
 
 
 # Bombs.

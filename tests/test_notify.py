@@ -258,8 +258,8 @@ def test_failures_and_recoveries_are_told_by_default_and_changes_or_all_on_deman
             told[when] += [day] * (len(service.got) - before)
     assert told == {"failure": [1, 2, 4], "change": [1, 3, 4], "always": [0, 1, 2, 3, 4, 5]}
     assert titles == [
-        "✓ Healthy", "✕ Not safe: verify", "✕ Not safe: verify",
-        "✓ Nothing wrong in what was looked at", "✓ Healthy again", "✓ Healthy",
+        "✓ Your data is safe", *["✕ Your data is not safe: verify"] * 2,
+        "✓ Nothing wrong in what was looked at", "✓ Your data is safe again", "✓ Your data is safe",
     ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ import nescord_ops
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 MODULES = sorted((ROOT / "nescord_ops").glob("*.py"))
-GROUND = {"errors", "checks", "settings", "show", "volume"}
+GROUND = {"errors", "checks", "results", "settings", "show", "volume"}
 
 
 @pytest.fixture(scope="session")
