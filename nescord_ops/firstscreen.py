@@ -41,6 +41,7 @@ class _Facts:
     data: Mapping[str, Any]
     checks: Mapping[str, Check]
     now: datetime
+    unseen: int = 0
 
     def value(self, name: str) -> int | float | None:
         """The number that a check saw; None if it was not made, or not looked at."""
@@ -59,10 +60,13 @@ class _Facts:
 
 
 def numbers(
-    name: str, data: Mapping[str, Any], checks: Sequence[Check], now: datetime
+    name: str, data: Mapping[str, Any], checks: Sequence[Check], now: datetime, unseen: int = 0
 ) -> tuple[Number, ...]:
-    """Given a document's name, data and checks, and when it was made, return its three numbers."""
-    facts = _Facts(data, {check.name: check for check in checks}, now)
+    """Given a document's name, data and checks, and when it was made, return its three numbers.
+
+    `unseen` checks failed when they were last looked at, and were not looked at again.
+    """
+    facts = _Facts(data, {check.name: check for check in checks}, now, unseen)
     return tuple(number(facts) for number in _NUMBERS.get(name, _ANY))
 
 
@@ -80,8 +84,10 @@ def _failed(facts: _Facts) -> Number:
     note = f"of {len(made):,} made"
     if blind:
         note += f"; {blind:,} could not be"
+    if facts.unseen:
+        note += f"; {facts.unseen:,} that failed not looked at again"
     failed = made.count(Status.FAIL)
-    status = Status.FAIL if failed else Status.UNKNOWN if blind else Status.OK
+    status = Status.FAIL if failed else Status.UNKNOWN if blind or facts.unseen else Status.OK
     return Number(
         "check failed" if failed == 1 else "checks failed", f"{failed:,}", "", note, status
     )

@@ -130,7 +130,7 @@ def page(out: Path, volumes: Sequence[Outcome], at: datetime) -> str:
             version=__version__,
         )
     )
-    return text
+    return show.dated(text, at)
 
 
 def _row(out: Path, each: Outcome) -> dict[str, Any]:

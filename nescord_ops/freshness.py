@@ -93,8 +93,10 @@ def _age(settings: Settings, found: Backups, now: datetime) -> Check:
     whole = found.good or [b for b in backups if not (ours or b.fault)]
     newest = (whole or ours or backups)[0]
     days = max(0.0, (now - newest.taken_at).total_seconds() / 86_400)
-    text = f"the newest backup{' of both stores' if whole else ''} is {days:.1f} days old"
-    details = {"value": round(days, 2), "unit": "days", "limit": AGE_FAIL_DAYS}
+    text = (
+        f"the newest backup{' of both stores' if whole else ''} is {show.span(days * 86_400)} old"
+    )
+    details = {"value": round(days, 4), "unit": "days", "limit": AGE_FAIL_DAYS}
     if not whole:
         text += f" and is not good: {newest.id} {newest.fault}"
         return fail("backups.age", text, CREATE_HINT, **details)
@@ -194,7 +196,8 @@ def _offsite_age(settings: Settings, ours: tuple[Backup, ...], now: datetime) ->
         return warn("offsite.age", text, _push_hint(ours), **details)
     days = max(0.0, (now - safe[0].taken_at).total_seconds() / 86_400)
     facts = safe[0].evidence["offsite"]
-    text = f"the newest copy off site is {days:.1f} days old: {safe[0].id} at {facts['url']}"
+    old = show.span(days * 86_400)
+    text = f"the newest copy off site is {old} old: {safe[0].id} at {facts['url']}"
     details["value"] = round(days, 2)
     if days > AGE_WARN_DAYS:
         return warn("offsite.age", text, _push_hint(ours), **details)

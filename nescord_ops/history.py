@@ -50,7 +50,7 @@ class PageRow(Result):
     """One notebook's verdict in one run, and in words what changed since the run at `previous`.
 
     `previous` is ISO 8601 UTC, empty where there was none. `standing`: a check fails, or did when
-    it was last looked at.
+    it was last looked at; `since`: the first run of the oldest such failure, as `previous`.
     """
 
     name: str
@@ -59,6 +59,7 @@ class PageRow(Result):
     previous: str = ""
     changed: str = ""
     standing: bool = False
+    since: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def runs(reports_dir: Path, *, since: datetime | None = None) -> list[RunRow]:
     volumes: dict[str, str] = {}
     query = """
         SELECT p.run, p.volume, p.name, p.status, p.headline, coalesce(c.previous, ''),
-          coalesce(c.changed, ''), coalesce(c.standing, '{}') <> '{}'
+          coalesce(c.changed, ''), coalesce(c.standing, '{}')
         FROM pages p JOIN runs r ON r.stamp = p.run
         LEFT JOIN changes c ON c.run = p.run AND c.name = p.name
         WHERE r.generated_at >= :since ORDER BY p.rowid
@@ -134,10 +135,8 @@ def _page(stamp: str, volume: str, name: str, status: str, *rest: Any) -> tuple[
     headline, previous, changed = map(printable, texts)
     if previous:
         _moment(previous)
-    row = PageRow(
-        *(printable(name), Status(status).value, headline, previous, changed, bool(standing))
-    )
-    return stamp, printable(volume), row
+    seen = (printable(name), Status(status).value, headline, previous, changed)
+    return stamp, printable(volume), PageRow(*seen, standing != "{}", _since(standing))
 
 
 def _run(stamp: str, at: str, status: str, demo: int) -> RunRow:
@@ -329,6 +328,13 @@ def _write(file: Path, run: RunRow, documents: Sequence[Mapping[str, Any]]) -> N
         connection.commit()
 
 
+def _since(standing: str) -> str:
+    """When the oldest of what stands began; empty where that is not said."""
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return min((iso(_moment(v["since"])) for v in json.loads(standing).values()), default="")
+    return ""
+
+
 def _standing(changes: object, at: str) -> dict[str, dict[str, str]] | None:
     """Given a document's `changes`, return the checks that fail, or did when last looked at."""
     if not isinstance(changes, dict):
@@ -366,16 +372,9 @@ def _prepare(database: Any) -> None:
     )
     database["pages"].create_index(["name", "volume"], if_not_exists=True)
     database["changes"].create(CHANGES, pk=("run", "name"), if_not_exists=True)
+    texts = ("run", "generated_at", "volume", "name", "key")
     database["measurements"].create(
-        {
-            "run": str,
-            "generated_at": str,
-            "volume": str,
-            "name": str,
-            "key": str,
-            "value": float,
-            "unit": str,
-        },
+        {**dict.fromkeys(texts, str), "value": float, "unit": str},
         pk=("run", "name", "key"),
         if_not_exists=True,
     )

@@ -9,13 +9,14 @@ were removed still has its verdict.
 from __future__ import annotations
 
 import calendar
+import contextlib
 import itertools
-import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from nescord_ops import __version__, compare, history, render, show, spark
 from nescord_ops.checks import Status
@@ -46,7 +47,7 @@ def page(runs: Sequence[RunRow], links: Mapping[str, str], reports_dir: Path) ->
     for run in runs:
         groups.setdefault((run.demo, "" if run.demo else run.volume), []).append(run)
     groups = {key: rows for key, rows in groups.items() if any(r.stamp in links for r in rows)}
-    ordered = sorted(groups.items(), key=lambda item: (item[0][0], _RANK.index(item[1][0].status)))
+    ordered = sorted(groups.items(), key=lambda item: (item[0][0], _RANK.index(shown(item[1][0]))))
     sections = [
         section(f"v{number}", rows, links, reports_dir)
         for number, (_, rows) in enumerate(ordered[:VOLUMES], 1)
@@ -55,12 +56,13 @@ def page(runs: Sequence[RunRow], links: Mapping[str, str], reports_dir: Path) ->
         {"volume": rows[0].volume, "runs": listing(rows, links, "")}
         for _, rows in ordered[VOLUMES:]
     ]
-    return _render("runs.html.j2", sections=sections, others=others)
+    now = max((run.generated_at for run in runs), default=datetime.now(UTC))
+    return show.dated(_render("runs.html.j2", sections=sections, others=others), now)
 
 
 def run_page(run: RunRow) -> str:
     """Given a run, return the page that stands in its directory and leads to its notebooks."""
-    return _render("run.html.j2", run=newest(run, ""))
+    return show.dated(_render("run.html.j2", run=newest(run, "")), run.generated_at)
 
 
 def section(
@@ -74,7 +76,7 @@ def section(
         "anchor": anchor,
         "title": title,
         "is_path": not first.demo and bool(first.volume),
-        "newest": newest(first, f"{urllib.parse.quote(first.stamp)}/", runs, links),
+        "newest": newest(first, f"{quote(first.stamp)}/", runs, links),
         "trends": [] if first.demo else trends(reports_dir, first.volume, first.generated_at),
         "months": months(runs, links, anchor),
         "open": MONTHS_OPEN,
@@ -92,10 +94,13 @@ def newest(
     `prefix` leads to its directory. If it is not healthy and `runs` (newest first) are given, it
     is also said when the same notebooks were healthy last.
     """
-    status = Status(run.status)
-    worst = [each for each in run.pages if each.status == run.status]
+    status, unseen = shown(run), {each.name for each in run.pages if _unseen(each)}
+    worst = [each for each in run.pages if each.status == run.status or each.name in unseen]
     word = worst[0].headline.partition(". ")[0] if worst else "Could not check"
     names = f"{_SAID[status]}: {', '.join(each.name for each in worst)}"
+    if unseen and not Status(run.status).exit_code:
+        worst = [each for each in run.pages if each.name in unseen]
+        word, names = "What failed was not looked at again", ", ".join(sorted(unseen))
     healthy = _healthy_before(run, runs) if status.exit_code else None
     return {
         "status": status.value,
@@ -106,6 +111,10 @@ def newest(
         "time": show.moment(run.generated_at),
         "demo": run.demo,
         "volume": run.volume,
+        "since": _since(worst) if status.exit_code else "",
+        "first": {"name": worst[0].name, "html": f"{prefix}{quote(worst[0].name)}.html"}
+        if worst and status is not Status.OK
+        else None,
         "changed": compare.line((each.name, each.previous, each.changed) for each in run.pages),
         "bad": bool(status.exit_code),
         "searched": bool(runs),
@@ -113,15 +122,37 @@ def newest(
         "healthy_link": (links or {}).get(healthy.stamp, "") if healthy else "",
         "pages": [
             {
-                "badge": show.Markup(show.badge(each.status)),
+                "badge": show.Markup(show.badge("unknown" if _unseen(each) else each.status)),
                 "name": each.name,
                 "headline": each.headline,
-                "html": prefix + urllib.parse.quote(f"{each.name}.html"),
-                "json": prefix + urllib.parse.quote(f"{each.name}.json"),
+                "html": prefix + quote(f"{each.name}.html"),
+                "json": prefix + quote(f"{each.name}.json"),
             }
             for each in run.pages
         ],
     }
+
+
+def shown(run: RunRow) -> Status:
+    """A run's status; where what failed was not looked at again, the good it saw is unknown."""
+    status = Status(run.status)
+    if status.exit_code or not any(map(_unseen, run.pages)):
+        return status
+    return Status.UNKNOWN
+
+
+def _unseen(page: history.PageRow) -> bool:
+    """Whether a page saw nothing wrong, and did not look at what failed."""
+    return page.standing and not Status(page.status).exit_code
+
+
+def _since(pages: Iterable[history.PageRow]) -> str:
+    """Since when the pages' failures stand, in words; empty where the history does not say."""
+    times = []
+    for each in pages:
+        with contextlib.suppress(ValueError):
+            times.append(datetime.fromisoformat(each.since))
+    return f"Failing since {show.moment(min(times))}" if times else ""
 
 
 def _healthy_before(run: RunRow, runs: Sequence[RunRow]) -> RunRow | None:
@@ -129,7 +160,7 @@ def _healthy_before(run: RunRow, runs: Sequence[RunRow]) -> RunRow | None:
 
     A failure that was merely not looked at is none the less there.
     """
-    bad = {each.name for each in run.pages if Status(each.status).exit_code}
+    bad = {p.name for p in run.pages if Status(p.status).exit_code or p.standing}
     for other in runs:
         good = {p.name for p in other.pages if not (Status(p.status).exit_code or p.standing)}
         if bad and bad <= good and other.generated_at < run.generated_at:
@@ -193,8 +224,8 @@ def listing(runs: Sequence[RunRow], links: Mapping[str, str], anchor: str) -> li
             entries = [
                 {
                     "time": f"{_utc(run):%H:%M}",
-                    "status": run.status,
-                    "symbol": show.SYMBOLS[run.status],
+                    "status": shown(run).value,
+                    "symbol": show.SYMBOLS[shown(run)],
                     "href": links.get(run.stamp, ""),
                 }
                 for run in of_day
@@ -222,7 +253,7 @@ def _utc(run: RunRow) -> datetime:
 
 
 def _worst(runs: Iterable[RunRow]) -> Status:
-    seen = {run.status for run in runs}
+    seen = {shown(run) for run in runs}
     return next(status for status in _RANK if status in seen)
 
 

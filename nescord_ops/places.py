@@ -93,12 +93,14 @@ def stray_databases(settings: Settings) -> list[Path]:
     for directory in {used.parent, wanted.parent}:
         if directory.is_dir() and os.access(directory, os.R_OK | os.X_OK):
             candidates += sorted(directory.glob(f"{wanted.name.split('?')[0]}[?]*"))
+    # The same file may have two paths, by `..` or a link: it is never its own stray.
     return sorted(
         {
             path
-            for path in candidates
+            for path in {os.path.realpath(path): path for path in candidates}.values()
             if path != used
             and path.is_file()
+            and not (used.exists() and path.samefile(used))
             and not path.name.endswith(("-wal", "-shm", "-journal"))
         }
     )

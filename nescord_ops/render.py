@@ -60,12 +60,14 @@ def _banner(document: Mapping[str, Any]) -> dict[str, Any]:
     seen = findings(document)
     name, status = document["name"], Status(document["status"])
     sentence, _, counts = checks.headline(seen, name).partition(". ")
+    changed = _changes(document, seen)
+    shown = Status.UNKNOWN if changed["unseen"] and not status.exit_code else status
     now = _made_at(document)
-    three = firstscreen.numbers(name, document["data"], seen, now)
+    three = firstscreen.numbers(name, document["data"], seen, now, changed["unseen"])
     return {
         "name": name,
-        "status": status.value,
-        "symbol": show.SYMBOLS[status],
+        "status": shown.value,
+        "symbol": show.SYMBOLS[shown],
         "word": f"{sentence}.",
         "counts": counts,
         "volume": document["settings"].get("database", ""),
@@ -77,8 +79,8 @@ def _banner(document: Mapping[str, Any]) -> dict[str, Any]:
             }
             for number in three
         ],
-        **_todo(document, seen, three),
-        **_changes(document, seen),
+        **_todo(document, seen, three, changed["unseen"]),
+        **changed,
         "table": show.checks_rows(seen) if seen else "",
         "total": len(seen),
         "generated_at": document["generated_at"],
@@ -96,7 +98,10 @@ def _made_at(document: Mapping[str, Any]) -> datetime:
 
 
 def _todo(
-    document: Mapping[str, Any], seen: Iterable[Check], three: Sequence[firstscreen.Number]
+    document: Mapping[str, Any],
+    seen: Iterable[Check],
+    three: Sequence[firstscreen.Number],
+    unseen: int,
 ) -> dict[str, Any]:
     """What to do: the worst first, with a command each; what has the same cause is behind it."""
     tool = settings.command(document["settings"])
@@ -115,6 +120,8 @@ def _todo(
             hint, command = "The first command; the whole fix is below.", hint
         if command == hint.replace("nescord-ops", tool, 1):
             hint = ""
+        bare = command.replace(tool, "nescord-ops", 1)
+        hint = hint.replace(f" ({bare})", "") if command else hint
         todo.append(
             {
                 "badge": show.badge(check.status),
@@ -132,7 +139,9 @@ def _todo(
         if found and level is not first
     ]
     word, remark, command = firstscreen.later(document["name"], three, tool)
-    if first is not None and document["name"] != "troubleshoot":
+    if unseen and document["name"] in ("verify", "capacity", "troubleshoot", "deploy"):
+        remark, command = "Look again at what failed:", f"{tool} {document['name']}"
+    elif first is not None and document["name"] != "troubleshoot":
         remark, command = "Causes, and their fixes as commands:", f"{tool} troubleshoot"
     elif first is not None:
         remark, command = "When it is done, look again:", f"{tool} verify"
@@ -165,8 +174,9 @@ def _changes(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, An
     """Since when it fails, and what is different from the run before; see the report's contract."""
     changes = document.get("changes")
     if not changes:
-        return {"changes": None, "since": ""}
+        return {"changes": None, "since": "", "unseen": 0}
     failed = {check.name for check in seen if check.status is Status.FAIL}
+    unseen = changes.get("unseen") or {}
     times = (_since(at) for name, at in (changes.get("since") or {}).items() if name in failed)
     since = min(filter(None, times), default="")
     healthy, previous = _since(changes.get("last_healthy")), _since(changes.get("previous"))
@@ -174,6 +184,13 @@ def _changes(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, An
     if failed and since:
         said = f"Failing since {since}"
         said += f"; last healthy run {healthy}." if healthy else "; no healthy run is known."
+    elif unseen:
+        times = (_since(each.get("since")) for each in unseen.values())
+        checked = show.count(len(unseen), "check")
+        said = f"{checked} that failed ({', '.join(unseen)}) not looked at again"
+        said += "".join(
+            f"; failing since {at}" for at in [min(filter(None, times), default="")] if at
+        )
     elif failed and not previous:
         said = "Since when is not known: this is the first run that is kept."
     rows = [
@@ -186,6 +203,7 @@ def _changes(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, An
     ]
     return {
         "since": said,
+        "unseen": len(unseen),
         "changes": {
             "previous": previous,
             "link": _link("..", changes["previous_run"], f"{document['name']}.html")

@@ -63,10 +63,14 @@ def age(seconds: float | None) -> str:
     """Given an age in seconds, return it as `3 h ago`; the future is said to be one."""
     if seconds is None:
         return "never"
+    return f"{span(seconds)} ago" if seconds >= 0 else f"in {span(seconds)}"
+
+
+def span(seconds: float) -> str:
+    """Given a length of time in seconds, return it in the unit that fits, without its sign."""
     steps = ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h"), (math.inf, 86_400, "days"))
     step, unit = next((step, unit) for limit, step, unit in steps if abs(seconds) < limit)
-    count = f"{abs(seconds) / step:.0f} {unit}"
-    return f"{count} ago" if seconds >= 0 else f"in {count}"
+    return f"{abs(seconds) / step:,.0f} {unit}"
 
 
 def moment(when: datetime | None) -> str:
@@ -84,6 +88,8 @@ def quantity(value: int | float | str | None, unit: str) -> str:
         return size(value)
     if unit == "USD":
         return dollars(value)
+    if unit == "days" and abs(value) < 2 and value != round(value):
+        return span(value * 86_400)
     number = f"{value:,}" if isinstance(value, int) else f"{value:,.3g}"
     return f"{number} {unit}".strip()
 

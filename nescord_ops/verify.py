@@ -113,7 +113,7 @@ def _with_command(checks: list[Check], settings: Settings) -> tuple[Check, ...]:
     command = "nescord-ops backup list"
     with contextlib.suppress(OpsError):
         proven = inventory.listing(settings, looking=True).newest_proven
-        command = f"nescord-ops restore {proven.id}" if proven else f"none is: {command}"
+        command = f"nescord-ops restore {proven.id}" if proven else f"none is proven: see {command}"
     hint = f"{RESTORE_PROVEN} ({command})"
     return tuple(
         dataclasses.replace(check, hint=check.hint.replace(RESTORE_PROVEN, hint))

@@ -21,7 +21,7 @@ import pytest
 from conftest import MakeDemo
 from test_restore import HOLD_FILE, HOLD_WAL, Tree, holding, in_child, live, tiny, tree, write
 
-from nescord_ops import backup, capacity, clean, cli, rebuild, swap, verify
+from nescord_ops import backup, capacity, clean, cli, places, rebuild, swap, verify
 from nescord_ops.checks import Check, Status, fail
 from nescord_ops.demo import Demo
 from nescord_ops.errors import (
@@ -418,6 +418,13 @@ def test_a_chromadb_that_would_migrate_the_bots_store_is_refused(faulty: Setting
 
 
 @pytest.mark.usefixtures("unproven")
+def test_the_database_in_use_is_no_stray_whatever_way_leads_to_it(healthy: Settings) -> None:
+    app = healthy.app_dir
+    (app.parent / "link").symlink_to(app)
+    for way in (app / "data" / "..", app.parent / "link", app.parent / "link" / "data" / ".."):
+        assert places.stray_databases(load(app_dir=str(way))) == [], way
+
+
 def test_strays_are_shown_always_and_moved_only_by_name(healthy: Settings) -> None:
     stray = healthy.database.with_name("nescordbot.db?timeout=20")
     shutil.copy(healthy.database, stray)

@@ -21,6 +21,7 @@ from urllib.parse import unquote
 
 import pytest
 from conftest import MakeDemo
+from test_page import browser, faults_of
 from test_report import FAILING, FOUND, Tags, alive, make, wait_for
 
 from nescord_ops import cli, fleet, fleet_index, history, member, publish
@@ -173,6 +174,12 @@ def test_the_index_links_what_is_there_and_names_the_rest(four: fleet.Fleet) -> 
     assert not {"script", "iframe", "form", "base"} & {tag for tag, _ in Tags(text).seen}
     assert json.loads((four.index.parent / "fleet.json").read_text()) == four.to_dict()
     assert not [file.name for file in four.index.parent.iterdir() if file.name.startswith(".")]
+
+
+@browser
+def test_the_page_of_a_fleet_is_usable_by_everybody(four: fleet.Fleet) -> None:
+    assert faults_of([four.index], "light") == []
+    assert faults_of([four.index], "dark", "color-contrast") == []
 
 
 def test_what_travels_is_small_and_survives_the_journey(four: fleet.Fleet) -> None:

@@ -192,9 +192,10 @@ def test_a_file_of_before_the_comparisons_is_read_and_gone_on_with(tmp_path: Pat
     assert history.points(tmp_path, "capacity", "used_bytes", *asked) == [(old, 900)]
     assert file.read_bytes() == before, "reading changes nothing"
 
-    changes = {"since": {"sqlite.mode": history.iso(old)}, "unseen": {}}
+    at = history.iso(old)
+    changes = {"since": {"sqlite.mode": at}, "unseen": {}}
     row = dataclasses.replace(
-        run_row(), pages=(PageRow("capacity", "fail", "Not safe.", history.iso(old), "none", True),)
+        run_row(), pages=(PageRow("capacity", "fail", "Not safe.", at, "none", True, at),)
     )
     history.record(tmp_path, row, [{**document(), "changes": changes}])
     assert history.runs(tmp_path) == [row, first]

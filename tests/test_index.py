@@ -57,7 +57,7 @@ def test_the_newest_run_says_the_verdict_and_leads_to_every_page_and_json(tmp_pa
     newest, _, rest = text.partition("<h3>")
     assert re.findall(r'href="([^"]+)"', newest)[2:] == [
         f"{rows[0].stamp}/{name}"
-        for name in ("verify.html", "verify.json", "cost.html", "cost.json")
+        for name in ("verify.html", "verify.html", "verify.json", "cost.html", "cost.json")
     ]
     assert f'healthy last: <a href="{rows[2].stamp}/index.html">' in newest
     assert all(f"{row.stamp}/index.html" in rest for row in rows)
@@ -70,6 +70,20 @@ def test_healthy_last_counts_the_failing_notebooks_and_what_they_looked_at() -> 
     assert index._healthy_before(broken, [broken, standing, elsewhere]) is None
     good = run_row(3, "warn")
     assert index._healthy_before(broken, [broken, standing, elsewhere, good]) is good
+
+
+def test_what_failed_and_was_not_looked_at_again_is_not_shown_as_good(tmp_path: Path) -> None:
+    began = (NOW - timedelta(days=2)).isoformat()
+    seen = PageRow("verify", "ok", "Nothing wrong. 9 ok.", standing=True, since=began)
+    text = index.page(
+        rows := [run_row(0, pages=(seen,)), run_row(2, "fail")], links(*rows), tmp_path
+    )
+    words = re.sub(r"<[^>]+>", "", text)
+    assert '<section class="verdict newest unknown"' in text
+    assert "What failed was not looked at again" in words
+    assert f"Failing since {began[:10]} {began[11:16]} UTC, 2 days ago" in words
+    assert '<i class="ok">' not in text, "nor in the list"
+    assert 'class="badge ok"' not in text
 
 
 def test_a_day_shows_its_worst_run_and_leads_to_all_of_them(tmp_path: Path) -> None:

@@ -194,6 +194,12 @@ def test_since_when_and_what_changed_stand_on_the_page() -> None:
     assert '<a href="../20261123T030000Z/verify.html">' in html
     assert "<code>chroma.&lt;b&gt;</code>" in html
     assert 'title="+1,500 bytes"' in html
+    unseen = {"chroma.index": {"since": "2026-11-20T03:00:00+00:00", "seen": "…"}}
+    quick = page([ok("a", "b")], changes={"previous": None, "since": {}, "unseen": unseen})
+    assert 'class="verdict unknown"' in quick, "what failed and was not looked at again is not good"
+    assert "1 check that failed (chroma.index) not looked at again" in first_screen(quick)
+    assert "of 1 made; 1 that failed not looked at again" in first_screen(quick)
+    assert "Look again at what failed: nescord-ops verify" in first_screen(quick)
     unknown_since = page([fail("a", "b", "c")], changes={"previous": None, "since": {}})
     assert "Since when is not known" in unknown_since
     assert "There is no earlier run to compare with." in unknown_since
@@ -205,6 +211,13 @@ def test_a_hint_that_is_a_command_stands_there_once() -> None:
     assert above.count("nescord-ops verify") == 1
     above = page([fail("a", "b", "first do x, then: nescord-ops verify")]).partition('id="ch')[0]
     assert "→ first do x, then: nescord-ops verify" in above
+
+
+def test_a_command_that_stands_below_is_left_out_of_the_hint() -> None:
+    hint = "restore the newest (nescord-ops restore nescordbot_backup_20261124_180927); no VACUUM"
+    text = first_screen(page([fail("a", "b", hint)], settings={"database": ""}))
+    assert text.count("restore nescordbot_backup_20261124_180927") == 1
+    assert "→ restore the newest; no VACUUM" in text
 
 
 @pytest.mark.parametrize(
