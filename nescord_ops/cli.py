@@ -47,9 +47,20 @@ app = typer.Typer(
 )
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM. Once exec() has seen the very KeyboardInterrupt, `python -m` ends by SIGINT.
+
+    It does so even where that is caught (CPython 3.11, pythonrun.c), and dataclasses use exec().
+    """
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
 def main() -> None:
     """Run the command line and exit with its code. SIGTERM cleans up as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run())
 
 
@@ -63,6 +74,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8
     try:
         code = app(_joined(arguments), obj=call, standalone_mode=False, prog_name="nescord-ops")
+        if code == INTERRUPTED:  # newer typers make this of it, without a word
+            _complain(call, "interrupted")
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):
         # Whoever read us has gone; click answers that with an exit code of 1, which is taken
@@ -80,6 +93,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
             _complain(call, error.format_message(), "nescord-ops --help")
         else:
             error.show()
+        return 2
+    except OSError as error:
+        said = f"{error.filename}: " if error.filename else ""
+        hint = "see that it is there, may be read and written, and has room"
+        _complain(call, f"{said}{error.strerror or error}", hint)
         return 2
     except Exception as error:
         said = f"{type(error).__name__}: {error}"

@@ -178,6 +178,24 @@ def test_an_error_of_ours_shows_its_traceback_with_debug(tmp_path: Path, capsys:
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_sigterm_exits_130_even_when_a_module_is_being_imported(tmp_path: Path) -> None:
+    """Python executes text to make a dataclass, and remembers what it saw there."""
+    (tmp_path / "ends.py").write_text(
+        "from nescord_ops import cli\n"
+        "def run():\n"
+        "    try:\n"
+        "        exec('import os, signal; os.kill(os.getpid(), signal.SIGTERM)')\n"
+        "    except KeyboardInterrupt:\n"
+        "        return 130\n"
+        "cli.run = run\n"
+        "cli.main()\n"
+    )
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-m", "ends"], check=False, env=environment)
+    assert done.returncode == 130
+
+
 def test_an_interrupt_exits_130(
     volume: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
