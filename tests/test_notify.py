@@ -365,3 +365,17 @@ def test_a_report_that_could_not_be_made_is_told_too_and_a_demo_tells_nobody_on_
     )
     assert cli.run([*call, "--demo"]) == 2
     assert len(service.got) == 2
+
+
+def test_a_fleet_sends_one_message_and_one_ping_for_all(service: Service, tmp_path: Path) -> None:
+    file = tmp_path / "fleet.toml"
+    file.write_text("\n".join(f"[[volume]]\nname='{n}'\napp_dir='{n}'" for n in ("a", "b")))
+    command = ["report", "--fleet", str(file), "--out", str(tmp_path / "out")]
+    assert cli.run([*command, "--notify", service.hook(1), "--ping", f"{service.url}/ping/1"]) == 2
+    ((method, path, body), ping) = service.got
+    assert (method, path) == ("POST", f"/api/webhooks/1/{TOKEN}?wait=true")
+    assert body["content"].startswith("**? Could not check: a, b**\n")
+    assert {"? a fleet.run", "? b fleet.run"} <= {
+        line.partition(":")[0] for line in body["content"].splitlines()
+    }
+    assert ping[:2] == ("GET", "/ping/1/fail")
