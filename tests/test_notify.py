@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import json
 import re
@@ -140,6 +141,13 @@ def test_discord_is_told_the_verdict_the_failed_checks_and_what_to_do(service: S
         "Report: /reports/20261123T220000Z\n```"
     )
     assert body["allowed_mentions"] == {"parse": []}
+
+
+def test_a_verdict_with_a_price_is_told_whole(tmp_path: Path) -> None:
+    run = put(tmp_path / "reports", GOOD)
+    page = dataclasses.replace(run.pages[0], headline="The volume costs $0.04 a month. 5 ok.")
+    sent = notify.of_run(dataclasses.replace(run, pages=(page,)), {})
+    assert sent.title == "✓ The volume costs $0.04 a month"
 
 
 @settings(max_examples=60, deadline=None)
