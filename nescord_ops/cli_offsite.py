@@ -69,7 +69,7 @@ def list_(context: typer.Context, url: Url = "") -> None:
     from nescord_ops.checks import plain
 
     call: Invocation = context.obj
-    with resolved(call) as settings:
+    with resolved(call, required=False) as settings:
         copies = offsite.listing(settings, url)
     if call.json:
         write_json({"copies": plain(copies)})
@@ -84,7 +84,7 @@ def check(context: typer.Context, backup_id: Id, identity: Identity = None, url:
     """Read a copy back, all of it; with its identity, restore it into scratch space too."""
     from nescord_ops import offsite
 
-    with resolved(context.obj) as settings, progress() as say:
+    with resolved(context.obj, required=False) as settings, progress() as say:
         done = offsite.check(settings, backup_id, identity=identity, url=url, progress=say)
     finish(context.obj, done)
 
@@ -102,7 +102,7 @@ def pull(
     """Fetch a copy into the store of backups, from where `nescord-ops restore` takes it."""
     from nescord_ops import offsite
 
-    with resolved(context.obj) as settings, progress() as say:
+    with resolved(context.obj, required=to is None) as settings, progress() as say:
         done = offsite.pull(settings, backup_id, identity=identity, to=to, url=url, progress=say)
     finish(context.obj, done)
 

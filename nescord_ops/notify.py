@@ -76,7 +76,7 @@ class Message:
     @property
     def title(self) -> str:
         """Symbol and verdict in one line without any markup or mention."""
-        words = re.sub(r"[^\w ,.:;()/+-]|_", "", _line(self.verdict))[:150]
+        words = re.sub(r"[^\w ,.:;()/+$-]|_", "", _line(self.verdict))[:150]
         return f"{show.SYMBOLS[self.status]} {words}"
 
     def body(self, limit: int = _BODY_CHARACTERS) -> str:
@@ -155,7 +155,9 @@ def outlets(
 def of_run(made: Run, earlier: Mapping[str, str]) -> Message:
     """Given a run, and the verdicts of its pages before (`before`), return what is to be told."""
     bad = [page.name for page in made.pages if page.status.exit_code]
-    openings = [p.headline.partition(".")[0] for p in made.pages if p.status is made.status]
+    openings = [
+        p.headline.partition(". ")[0].rstrip(".") for p in made.pages if p.status is made.status
+    ]
     opening = next((text for text in openings if "looked at" in text), openings[0])
     resolved = any(page.changes.get("resolved") for page in made.pages)
     unseen = any(page.changes.get("unseen") for page in made.pages)

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nescord_ops import __version__, checks, compare, history, memory, publish, render
+from nescord_ops import __version__, checks, compare, history, memory, publish, render, snapshot
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 from nescord_ops.kernel import Nursery
@@ -97,6 +97,8 @@ def run(
     workers = jobs or _at_once()
 
     with contextlib.ExitStack() as stack:
+        # What notebooks that are ended by force leave in TMPDIR; gone after the last of them.
+        room = stack.enter_context(snapshot.scratch(0))
         nursery = stack.enter_context(contextlib.closing(Nursery(sparing=workers == 1)))
         # With jupyterlab's extras `import jsonschema` (nbformat does it) compiles a grammar for
         # three seconds; without that module only the optional check of `iri` formats is missing.
@@ -129,7 +131,8 @@ def run(
             if at_work:
                 say(f"running {', '.join(at_work)}")
 
-        keeper = stack.enter_context(runner.kernels(nursery, _environment(target, demo=demo)))
+        environment = {**_environment(target, demo=demo), "TMPDIR": str(room)}
+        keeper = stack.enter_context(runner.kernels(nursery, environment))
         at_work: list[str] = []
 
         def work(notebook: Notebook) -> Executed:

@@ -214,7 +214,14 @@ class _Manager(AsyncKernelManager):  # type: ignore[misc]
 
 
 class _Client(AsyncKernelClient):  # type: ignore[misc]
-    """jupyter_client's client without its flush, 0.2 s of waiting for a kernel's old messages."""
+    """jupyter_client's client without its flush, 0.2 s of waiting for a kernel's old messages.
+
+    And without its heartbeat, a thread that fails aloud when a kernel is ended as it starts; that
+    a kernel lives is seen in /proc.
+    """
+
+    def start_channels(self, **_: bool) -> None:
+        super().start_channels(hb=False)
 
     async def wait_for_ready(self, timeout: float = START_SECONDS) -> None:
         """Return when the kernel answers and its broadcasts arrive; raise RuntimeError if not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import json
 import re
@@ -140,6 +141,13 @@ def test_discord_is_told_the_verdict_the_failed_checks_and_what_to_do(service: S
         "Report: /reports/20261123T220000Z\n```"
     )
     assert body["allowed_mentions"] == {"parse": []}
+
+
+def test_a_verdict_with_a_price_is_told_whole(tmp_path: Path) -> None:
+    run = put(tmp_path / "reports", GOOD)
+    page = dataclasses.replace(run.pages[0], headline="The volume costs $0.04 a month. 5 ok.")
+    sent = notify.of_run(dataclasses.replace(run, pages=(page,)), {})
+    assert sent.title == "✓ The volume costs $0.04 a month"
 
 
 @settings(max_examples=60, deadline=None)
@@ -365,3 +373,17 @@ def test_a_report_that_could_not_be_made_is_told_too_and_a_demo_tells_nobody_on_
     )
     assert cli.run([*call, "--demo"]) == 2
     assert len(service.got) == 2
+
+
+def test_a_fleet_sends_one_message_and_one_ping_for_all(service: Service, tmp_path: Path) -> None:
+    file = tmp_path / "fleet.toml"
+    file.write_text("\n".join(f"[[volume]]\nname='{n}'\napp_dir='{n}'" for n in ("a", "b")))
+    command = ["report", "--fleet", str(file), "--out", str(tmp_path / "out")]
+    assert cli.run([*command, "--notify", service.hook(1), "--ping", f"{service.url}/ping/1"]) == 2
+    ping, (method, path, body) = sorted(service.got, key=lambda got: got[0])  # sent at once
+    assert (method, path) == ("POST", f"/api/webhooks/1/{TOKEN}?wait=true")
+    assert body["content"].startswith("**? Could not check: a, b**\n")
+    assert {"? a fleet.run", "? b fleet.run"} <= {
+        line.partition(":")[0] for line in body["content"].splitlines()
+    }
+    assert ping[:2] == ("GET", "/ping/1/fail")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import os
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -13,8 +15,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import typer
+import yaml
 
 import nescord_ops
+from nescord_ops import cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -140,6 +145,47 @@ def test_every_command_has_help_and_stands_in_the_readme() -> None:
     assert {"demo", "report", "verify", "capacity", "cost"} <= set(commands)
     for command in commands:
         assert f"nescord-ops {command}" in README
+
+
+def blocks(*languages: str) -> list[str]:
+    """The README's blocks of code in these languages."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return [text for language, text in found if language in languages]
+
+
+def test_what_the_readme_has_one_type_is_a_command_with_its_options() -> None:
+    text = "\n".join(b for b in blocks("sh", "yaml", "ini", "") if "[NAME...]" not in b)
+    lines = re.findall(r"(?<![\w'/])(?:/\S+/bin/)?nescord-ops +([a-z-].*)", text)
+    assert len(lines) > 40
+    for line in lines:
+        command = typer.main.get_command(cli.app)
+        options = {"--json", "--debug"}
+        for word in re.split(r"[#;>&)]", line)[0].split():
+            if word.startswith("-"):
+                options |= {name for each in command.params for name in each.opts}
+                assert word in options, line
+            else:
+                command = getattr(command, "commands", {}).get(word, command)
+        assert not hasattr(command, "commands") or "--help" in line, line
+
+
+def test_what_the_readme_has_one_schedule_with_can_be_read() -> None:
+    (workflow,) = map(yaml.safe_load, blocks("yaml"))
+    steps = workflow["jobs"]["notebooks"]["steps"]
+    assert all("run" in step or "uses" in step for step in steps)
+    assert [step["if"] for step in steps[-2:]] == ["always()"] * 2
+    (units,) = blocks("ini")
+    for name in ("service", "timer"):
+        text = re.search(rf"^# nescord-report\.{name}\n((?:\S.*\n)+)", units, re.MULTILINE)
+        assert text
+        unit = configparser.ConfigParser(interpolation=None)
+        unit.optionxform = str  # type: ignore[assignment,method-assign]
+        unit.read_string(text[1])
+        assert unit.has_section(name.capitalize())
+    for script in (line for block in blocks("sh") for line in block.splitlines()):
+        if script.startswith("sh -c "):
+            subprocess.run(["sh", "-n", "-c", shlex.split(script)[2]], check=True)
+            assert shlex.split(script)[2].endswith("exec BOT"), "SIGTERM is for the bot"
 
 
 def test_ci_runs_the_readmes_test_command() -> None:

@@ -514,7 +514,8 @@ def test_a_demo_is_reported_on_marked_and_removed(
 def test_an_interrupted_run_leaves_no_kernel_and_no_page(tmp_path: Path, number: int) -> None:
     """A killed run cannot tidy its hidden directory; its kernels end, and what they started."""
     mark = f"9{os.getpid()}"  # seconds, and nobody else's
-    cell = f"import subprocess, time\nsubprocess.run(['sleep', '{mark}'])"
+    cell = "import subprocess, tempfile\ntempfile.mkdtemp(prefix='nescord-ops-')\n"
+    cell += f"subprocess.run(['sleep', '{mark}'])"
     name = make(tmp_path / "n.ipynb", cell)
     out = tmp_path / "reports"
     code = "from pathlib import Path\nfrom nescord_ops import report\n"
@@ -534,6 +535,16 @@ def test_an_interrupted_run_leaves_no_kernel_and_no_page(tmp_path: Path, number:
     wait_for(lambda: not alive(f"TMPDIR={tmp_path}", "environ"))
     assert not [entry for entry in out.iterdir() if publish.STAMP.match(entry.name)]
     assert not (out / "index.html").exists()
+
+
+def test_a_run_leaves_nobody_to_be_collected(tmp_path: Path) -> None:
+    """In a container orphans go to process 1, which is the bot and collects none."""
+    name = make(tmp_path / "n.ipynb", "import subprocess\nsubprocess.Popen(['sleep', '99'])")
+    code = "import ctypes, os\nfrom pathlib import Path\nfrom nescord_ops import kernel, report\n"
+    code += "ctypes.CDLL(None).prctl(kernel._SUBREAPER, 1, 0, 0, 0)\n"
+    code += f"report.run([{name!r}], out=Path({str(tmp_path / 'reports')!r}))\nos.wait()"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.stderr.endswith("ChildProcessError: [Errno 10] No child processes\n")
 
 
 def wait_for(condition: object, seconds: float = 20) -> None:
