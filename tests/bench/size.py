@@ -42,6 +42,7 @@ from nescord_ops import chroma, chroma_build, sample
 from nescord_ops.sample_schema import MIGRATIONS, SCHEMA
 
 BASE = 2500  # records of the real store
+CHUNK = 20_000  # notes that are made in memory
 NOTE_BYTES = 13_700  # of both stores together, measured
 TOPICS = 97  # tags; the sample's vectors are clustered by them
 NOISE = 0.008  # of a vector's length: a cosine distance of 0.00003, far below 0.0001
@@ -76,19 +77,22 @@ def build(app: Path, gigabytes: float) -> Volume:
         return made
     made.chroma.mkdir(parents=True)
     with _fast(made.database) as database:
-        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA journal_mode=OFF").fetchall()
         database.executescript(SCHEMA)
         for version, name in enumerate(MIGRATIONS, 1):
             row = (version, name, name, name, _STAMP)
             database.execute("INSERT INTO schema_migrations VALUES (?,?,?,?,?)", row)
-        _fill(database, 0, BASE)
+        _fill(database, 0, BASE, made.notes)
     with sample.connect(made.database) as database:
         chroma_build.run(made.chroma, "add", records=sample.records(database))
     chroma_build.run(made.chroma, "persist")
     with _fast(made.database) as database:
-        _fill(database, BASE, made.notes)
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        database.execute("PRAGMA journal_mode=OFF").fetchall()
+        for first in range(BASE, made.notes, CHUNK):
+            _fill(database, first, min(first + CHUNK, made.notes), made.notes)
+        database.execute("PRAGMA journal_mode=WAL").fetchall()
     with _fast(made.chroma / chroma.DATABASE) as vectors:
+        vectors.execute("PRAGMA journal_mode=OFF").fetchall()
         vectors.execute("ATTACH ? AS bot", (str(made.database),))
         (segment,) = vectors.execute("SELECT id FROM segments WHERE scope = 'VECTOR'").fetchone()
         _enlarge_rows(vectors)
@@ -104,12 +108,13 @@ def _fast(path: Path) -> Iterator[sqlite3.Connection]:
     """Open a database that nobody else uses, in one transaction; indices fit into memory."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA synchronous=OFF")
+        connection.execute("PRAGMA temp_store=MEMORY")
         connection.execute("PRAGMA cache_size=-1000000")
         yield connection
 
 
-def _fill(database: sqlite3.Connection, first: int, last: int) -> None:
-    """Insert notes of these numbers, synced, each with a transcription and an edit."""
+def _fill(database: sqlite3.Connection, first: int, last: int, notes: int) -> None:
+    """Insert some of the notes, synced, each with a transcription and an edit."""
     draw = random.Random(first)
     text = workload._Text(draw)
     passages = [text.content(draw) for _ in range(4000)]
@@ -120,7 +125,7 @@ def _fill(database: sqlite3.Connection, first: int, last: int) -> None:
         title, content = draw.choice(short)[:60], draw.choice(short)
         tags = f'["会議", "{number % TOPICS}"]'
         key = sample.note_id(0, number)
-        at = f"{start + timedelta(seconds=number * 7200 * 2800 / (last + 1)):%Y-%m-%dT%H:%M:%S}"
+        at = f"{start + timedelta(seconds=number * 20_000_000 / notes):%Y-%m-%dT%H:%M:%S}"
         hashed = sample.embedding_hash(title, content, tags)
         return key, title, content, tags, at, hashed, *draw.choices(passages, k=3)
 
@@ -318,16 +323,16 @@ class Bench:
         )
         for name in ("scratch", "reports", "offsite"):
             (root / name).mkdir(exist_ok=True)
-        key = root / "key"
-        key.unlink(missing_ok=True)
         self.environment = {
             **os.environ,
             "TMPDIR": str(root / "scratch"),
             "NESCORD_OPS_REPORTS_DIR": str(root / "reports"),
             "NESCORD_OPS_OFFSITE_URL": str(root / "offsite"),
         }
-        made = json.loads(self.ask("offsite", "keygen", str(key)))
-        self.environment["NESCORD_OPS_AGE_RECIPIENT"] = made["recipient"]
+        if not (root / "recipient").exists():
+            made = json.loads(self.ask("offsite", "keygen", str(root / "key")))
+            (root / "recipient").write_text(made["recipient"])
+        self.environment["NESCORD_OPS_AGE_RECIPIENT"] = (root / "recipient").read_text()
 
     def command(self, *words: str) -> list[str]:
         """The command line of a command."""
