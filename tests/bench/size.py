@@ -43,7 +43,7 @@ from nescord_ops.sample_schema import MIGRATIONS, SCHEMA
 
 BASE = 2500  # records of the real store
 CHUNK = 20_000  # notes that are made in memory
-NOTE_BYTES = 13_700  # of both stores together, measured
+NOTE_BYTES = 10_800  # of both stores together, measured
 TOPICS = 97  # tags; the sample's vectors are clustered by them
 NOISE = 0.008  # of a vector's length: a cosine distance of 0.00003, far below 0.0001
 DAY = 0.005  # of the transcriptions are new in the next backup
@@ -127,15 +127,11 @@ def _fill(database: sqlite3.Connection, first: int, last: int, notes: int) -> No
         key = sample.note_id(0, number)
         at = f"{start + timedelta(seconds=number * 20_000_000 / notes):%Y-%m-%dT%H:%M:%S}"
         hashed = sample.embedding_hash(title, content, tags)
-        return key, title, content, tags, at, hashed, *draw.choices(passages, k=3)
+        return key, title, content, tags, at, hashed, *draw.choices(passages, k=2)
 
     database.execute("BEGIN")
-    database.execute(
-        "CREATE TEMP TABLE made(id, title, content, tags, at, hash, spoken, before, after)"
-    )
-    database.executemany(
-        "INSERT INTO made VALUES (?,?,?,?,?,?,?,?,?)", map(note, range(first, last))
-    )
+    database.execute("CREATE TEMP TABLE made(id, title, content, tags, at, hash, spoken, after)")
+    database.executemany("INSERT INTO made VALUES (?,?,?,?,?,?,?,?)", map(note, range(first, last)))
     database.execute(
         "INSERT INTO knowledge_notes SELECT id, title, content, tags, 'voice', 'message-' || rowid,"
         " '7', '8', '9', at, at, NULL FROM made ORDER BY rowid"
@@ -150,7 +146,7 @@ def _fill(database: sqlite3.Connection, first: int, last: int, notes: int) -> No
     )
     database.execute(
         "INSERT INTO note_history(note_id, title_before, content_before, title_after,"
-        " content_after, user_id) SELECT id, title, before, title, after, '7' FROM made"
+        " content_after, user_id) SELECT id, title, content, title, after, '7' FROM made"
         " ORDER BY rowid"
     )
     database.execute("COMMIT")
