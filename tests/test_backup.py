@@ -492,6 +492,8 @@ def test_the_limit_of_a_container_bounds_the_memory_that_is_left() -> None:
         group.mkdir()
         (group / limit).write_text(str(200 << 20))
     except OSError:
+        if group.exists():
+            group.rmdir()
         pytest.skip("no memory cgroup can be made here")
     ask = "from nescord_ops import memory; print(memory.available_bytes())"
     enter = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group)]
