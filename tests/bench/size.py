@@ -306,9 +306,9 @@ def _look(root: int, used: dict[int, float]) -> int:
 class Bench:
     """One size: its volume, its places and what each command took."""
 
-    def __init__(self, root: Path, gigabytes: float, only: list[str]) -> None:
-        self.root, self.only = root, only
-        self.out: dict[str, dict[str, Any]] = {}
+    def __init__(self, root: Path, gigabytes: float, only: list[str], kept: Path) -> None:
+        self.root, self.only, self.kept = root, only, kept
+        self.size = f"{gigabytes:g}"
         began = time.monotonic()
         self.volume = build(root / "app", gigabytes)
         self.bytes = sum(p.stat().st_size for p in (root / "app").rglob("*") if p.is_file())
@@ -348,7 +348,10 @@ class Bench:
             return
         taken = run(self.command(*words), self.environment)
         printed = taken.pop("printed")
-        self.out[step] = taken
+        results = json.loads(self.kept.read_text()) if self.kept.exists() else {}
+        mine = results.setdefault(self.size, {"bytes": self.bytes, "steps": {}})
+        mine["steps"][step] = taken
+        self.kept.write_text(json.dumps(results, indent=1))
         bad = [
             f"{c['name']}: {c['status']}, {c['summary']}"
             for c in (json.loads(printed) if printed.startswith("{") else {}).get("checks", ())
@@ -439,20 +442,13 @@ def main() -> None:
         root = options.dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         root.mkdir(exist_ok=True)
         kept = root / "results.json"
-        results = json.loads(kept.read_text()) if kept.exists() else {}
         for size in options.sizes:
             where = root.absolute() / f"{size:g}"
             where.mkdir(exist_ok=True)
-            bench = Bench(where, size, options.only)
-            mine = results.setdefault(f"{size:g}", {"steps": {}})
-            mine["bytes"] = bench.bytes
-            try:
-                bench.everything()
-            finally:
-                mine["steps"] |= bench.out
-                kept.write_text(json.dumps(results, indent=1))
-                if not options.keep:
-                    shutil.rmtree(where)
+            Bench(where, size, options.only, kept).everything()
+            if not options.keep:
+                shutil.rmtree(where)
+        results = json.loads(kept.read_text())
         print(table(results))
 
 
