@@ -183,7 +183,8 @@ def compare(stores: Stores) -> Iterator[tuple[str, bool, bool]]:
     rows = stores.connection.execute(
         f"SELECT n.id, n.title, n.content, n.tags, {sync_columns}, d.string_value,"
         " abs(julianday(n.updated_at) - julianday(u.string_value)) > 1 / 86400.0"
-        " FROM vec.embeddings e JOIN bot.knowledge_notes n ON n.id = substr(e.embedding_id, 6)"
+        " FROM vec.embeddings e NOT INDEXED"  # in order of writing: the notes lie so too
+        " JOIN bot.knowledge_notes n ON n.id = substr(e.embedding_id, 6)"
         " LEFT JOIN vec.embedding_metadata d ON d.id = e.id AND d.key = 'chroma:document'"
         f" LEFT JOIN vec.embedding_metadata u ON u.id = e.id AND u.key = 'updated_at' {sync_join}"
         f" WHERE e.segment_id = ? AND {_IS_NOTE}",

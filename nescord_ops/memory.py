@@ -2,30 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+
+_GROUPS = Path("/sys/fs/cgroup")
+# Of a group: its limit, what it uses, and which part of that is cache that can be given up.
+_NEW = ("memory.max", "memory.current", "inactive_file")
+_OLD = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 def available_bytes() -> int | None:
     """The memory that may still be used here: the container's limit, else the machine's; or None.
 
-    Sources: cgroup v2 `memory.max` and `memory.current`, proc(5) `MemAvailable`.
+    Sources: cgroups(7), versions 2 and 1, all groups above this process's; proc(5) `MemAvailable`.
     """
-    rooms = []
-    group = Path("/sys/fs/cgroup")
+    return min([*_of_groups(), *_of_machine()], default=None)
+
+
+def _of_groups() -> Iterator[int]:
+    """What each group of this process has left, where it has a limit."""
     try:
-        limit = (group / "memory.max").read_text().strip()
-        if limit.isdigit():
-            statistics = dict(
-                line.split() for line in (group / "memory.stat").read_text().splitlines()
-            )
-            used = int((group / "memory.current").read_text())
-            rooms.append(int(limit) - used + int(statistics.get("inactive_file", 0)))
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, files = (_GROUPS / "memory", _OLD) if controllers else (_GROUPS, _NEW)
+        group = top / name.lstrip("/")
+        for each in (group, *group.parents):
+            if each.is_relative_to(top):
+                yield from _left(each, *files)
+
+
+def _left(group: Path, limit_file: str, used_file: str, cache: str) -> Iterator[int]:
+    try:
+        limit = (group / limit_file).read_text().strip()
+        if not limit.isdigit():
+            return
+        lines = (group / "memory.stat").read_text().splitlines()
+        statistics = dict(line.split() for line in lines)
+        used = int((group / used_file).read_text())
+        yield int(limit) - used + int(statistics.get(cache, 0))
     except (OSError, ValueError):
-        pass
+        return  # the group is another container's, or this is no cgroup
+
+
+def _of_machine() -> Iterator[int]:
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                rooms.append(int(line.split()[1]) * 1024)
+                yield int(line.split()[1]) * 1024
     except (OSError, ValueError):
-        pass
-    return min(rooms, default=None)
+        return

@@ -302,11 +302,19 @@ def remove(store: Store, generation_ids: Sequence[str], *, dry_run: bool = False
         db.execute(f"DELETE FROM place WHERE file IN ({_FILES})", (numbers,))
         db.execute(f"DELETE FROM file WHERE number IN ({_FILES})", (numbers,))
         db.execute(f"DELETE FROM generation WHERE number IN ({_GIVEN})", (numbers,))
-    removed = 1
+    removed, version = 1, None
     while removed:
         with transaction(store, "EXCLUSIVE") as db:
-            last = f"SELECT number FROM page WHERE {_UNNEEDED} ORDER BY number DESC LIMIT {_STEP}"
-            removed = db.execute(f"DELETE FROM page WHERE number IN ({last})", ("[]",)).rowcount
+            seen = db.execute("PRAGMA data_version").fetchone()
+            if seen != version:  # at first, and when another process may have come to need a page
+                db.execute("CREATE TEMP TABLE IF NOT EXISTS unneeded (page INTEGER PRIMARY KEY)")
+                db.execute("DELETE FROM temp.unneeded")
+                found = f"SELECT number FROM page WHERE {_UNNEEDED}"
+                db.execute(f"INSERT INTO temp.unneeded {found}", ("[]",))
+                version = seen
+            last = f"SELECT page FROM temp.unneeded ORDER BY page DESC LIMIT {_STEP}"
+            removed = db.execute(f"DELETE FROM page WHERE number IN ({last})").rowcount
+            db.execute(f"DELETE FROM temp.unneeded WHERE page IN ({last})")
     return before - store.path.stat().st_size
 
 

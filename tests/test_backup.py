@@ -485,6 +485,26 @@ def test_a_client_that_gives_no_verdict_proves_nothing(
     assert "inconclusive" in kept.known
 
 
+def test_the_limit_of_a_container_bounds_the_memory_that_is_left() -> None:
+    old = Path("/sys/fs/cgroup/memory")
+    base, limit = (old, "memory.limit_in_bytes") if old.is_dir() else (old.parent, "memory.max")
+    group = base / f"nescord-ops-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(200 << 20))
+    except OSError:
+        if group.exists():
+            group.rmdir()
+        pytest.skip("no memory cgroup can be made here")
+    ask = "from nescord_ops import memory; print(memory.available_bytes())"
+    enter = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group)]
+    try:
+        run = subprocess.run([*enter, sys.executable, "-c", ask], capture_output=True, check=True)
+    finally:
+        group.rmdir()
+    assert 50 << 20 < int(run.stdout) <= 200 << 20
+
+
 @pytest.mark.usefixtures("quick_client")
 def test_too_little_memory_is_inconclusive_and_takes_no_earlier_proof_away(
     live: Settings, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import re
@@ -243,6 +244,42 @@ def test_removing_gives_the_space_back_and_touches_no_other_generation(tmp_path:
     with store.open_store(path) as opened:
         store.remove(opened, ["3"])
     assert path.stat().st_size <= 64 * 1024
+
+
+def test_removing_four_times_the_pages_takes_four_times_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_STEP", 8)
+    work = []
+    for count in (150, 600):
+        for sign in ("+", "-"):
+            tree = {str(number): f"{sign}{number}".encode() for number in range(count)}
+            put(tmp_path / f"s{count}", sign, plant(tmp_path / f"in{count}", tree))
+        with store.open_store(tmp_path / f"s{count}") as opened:
+            steps = itertools.count()
+            opened.connection.set_progress_handler(lambda steps=steps: next(steps) < 0, 100)
+            store.remove(opened, ["+"])
+            work.append(next(steps))
+    assert work[1] < 6 * work[0]
+
+
+def test_a_page_that_is_needed_again_while_others_are_removed_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_STEP", 1)
+    path, root = tmp_path / "s", plant(tmp_path / "in", {"x": os.urandom(9 * PAGE)})
+    put(path, "one", root)
+    begun = itertools.count()
+
+    def meanwhile(statement: str) -> None:
+        if statement == "BEGIN EXCLUSIVE" and next(begun) == 3:  # not locked just now
+            put(path, "two", root)
+
+    with store.open_store(path) as opened:
+        opened.connection.set_trace_callback(meanwhile)
+        store.remove(opened, ["one"])
+    assert damage(path) == []
+    assert take(path, "two", tmp_path / "out") == seen(root)
 
 
 _MEMORY = """
