@@ -22,6 +22,9 @@ from nescord_ops.results import Result
 
 MAGIC = b"SQLite format 3\0"
 HEADER_BYTES = 100
+# integrity_check looks every row up in every index: with SQLite's own 2,000 KiB it reads 3.3 times
+# as much of a `chroma.sqlite3` of 430 MB
+CACHE_KIB = 16_384
 MIGRATIONS = range(1, 9)
 BOT_TABLES = ("knowledge_notes", "note_links", "schema_migrations", "token_usage")
 SEARCH_TABLE = "knowledge_notes_fts"
@@ -136,6 +139,7 @@ def open_copy(path: Path) -> Iterator[sqlite3.Connection]:
         connection.execute("PRAGMA trusted_schema=OFF")
         connection.execute("PRAGMA cell_size_check=ON")
         connection.execute("PRAGMA temp_store=FILE")
+        connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
         yield connection
 
 
