@@ -307,6 +307,7 @@ def same(one: Path, two: Path) -> bool:
     )
 
 
+@pytest.mark.slow  # test_verify sees every fault turn its checks, and no other
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_fault_is_really_there_and_touches_nothing_else(
     demo: MakeDemo, base_demo: Demo, name: str
