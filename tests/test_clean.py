@@ -524,15 +524,18 @@ def test_the_command_says_what_it_would_do_and_exits_0(
     assert cli.run(["--app-dir", str(faulty.app_dir), "clean", "everything"]) == 2
 
 
+KILLS = 50
+
+
 @pytest.mark.usefixtures("unproven")
-@pytest.mark.parametrize("kills", [pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_killed_at_any_moment_both_stores_are_old_or_new(
-    faulty: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
+    faulty: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    old, chance = live(faulty), random.Random(kills)
+    old, chance = live(faulty), random.Random(KILLS)
     seconds, ends = 4.0, []
-    for number in range(kills + 1):
+    for number in range(KILLS + 1):
         app = shutil.copytree(faulty.app_dir, tmp_path / f"app{number}")
         found = load(app_dir=app)
         if not number:  # unkilled: how long it takes
@@ -540,12 +543,12 @@ def test_killed_at_any_moment_both_stores_are_old_or_new(
             continue
         pid = in_child(lambda: clean.run(found, apply=True))  # noqa: B023
         # spread over the whole time: the swap comes last
-        time.sleep(seconds * 1.1 * (number - 1 + chance.random()) / kills)
+        time.sleep(seconds * 1.1 * (number - 1 + chance.random()) / KILLS)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         ends.append(after_kill(found, old))
         shutil.rmtree(app)
-    assert kills < 50 or {*ends} == {"old", "new"}
+    assert {*ends} == {"old", "new"}
 
 
 def after_kill(found: Settings, old: Tree) -> str:
