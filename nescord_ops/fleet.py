@@ -136,7 +136,8 @@ def run(
     runs, for what cannot be meant, and if another fleet is at work in `out`.
     """
     say = progress or (lambda _: None)
-    out = (out or _default_out()).absolute()
+    default = Path(os.environ.get("NESCORD_OPS_REPORTS_DIR") or "reports", "fleet")
+    out = (out or default).absolute()
     _refuse(volumes, names, parameters or {}, out, keep, jobs)
     began = (now or datetime.now(UTC)).astimezone(UTC)
     common: dict[str, Any] = {
@@ -343,10 +344,6 @@ def _judged(outcomes: Sequence[Outcome], out: Path) -> list[Outcome]:
             each = dataclasses.replace(each, status=status, headline=headline, checks=seen)
         judged.append(each)
     return sorted(judged, key=lambda each: checks.WORST_FIRST.index(each.status))
-
-
-def _default_out() -> Path:
-    return Path(os.environ.get("NESCORD_OPS_REPORTS_DIR") or "reports", "fleet")
 
 
 def _same(name: str) -> str:

@@ -107,7 +107,7 @@ def _todo(
     tool = settings.command(document["settings"])
     levels = {
         level: [check for check in seen if check.status is level and not check.expected]
-        for level in (Status.FAIL, Status.UNKNOWN, Status.WARN)
+        for level in checks.WORST_FIRST[:-1]
     }
     first = next((level for level in levels if levels[level]), None)
     chosen = show.alike(levels[first]) if first else []

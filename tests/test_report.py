@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import html.parser
 import http.server
 import json
 import os
@@ -21,7 +20,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import MakeDemo
+from conftest import MakeDemo, Tags
 
 from nescord_ops import checks, history, kernel, publish, render, report, runner
 from nescord_ops.checks import Status
@@ -216,18 +215,6 @@ def test_code_and_tracebacks_are_folded_and_there(everything: report.Run) -> Non
     assert "Traceback" not in outside
     assert "dataclasses" not in outside
     assert "<strong>ValueError</strong>: &lt;script&gt;" in outside
-
-
-class Tags(html.parser.HTMLParser):
-    """Every element and attribute of a page, as a browser sees them."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
 
 
 def test_no_page_has_a_script_or_an_address_outside(everything: report.Run) -> None:
