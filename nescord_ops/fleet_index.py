@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from nescord_ops.member import Outcome
     from nescord_ops.notify import Message
 
-TODO_LIMIT = 8
-
 
 def headline(volumes: Sequence[Outcome]) -> str:
     """Given what became of the volumes, return the verdict in one sentence, then the counts."""
@@ -117,8 +115,8 @@ def page(out: Path, volumes: Sequence[Outcome], at: datetime) -> str:
         symbol=show.SYMBOLS[status],
         word=word,
         counts=counts,
-        todo=wanting[:TODO_LIMIT],
-        more=len(wanting) - TODO_LIMIT,
+        todo=wanting[: render.TODO_LIMIT],
+        more=len(wanting) - render.TODO_LIMIT,
         volumes=rows,
         generated_at=at.isoformat(),
         time=show.moment(at),

@@ -243,8 +243,8 @@ def test_links_of_the_index_lead_to_files(everything: report.Run) -> None:
     from urllib.parse import unquote
 
     links = [a["href"] or "" for tag, a in Tags(everything.index.read_text()).seen if tag == "a"]
-    calendar_and_listing = 2
-    assert len(links) == 2 * len(everything.pages) + calendar_and_listing
+    verdict_calendar_and_listing = 3
+    assert len(links) == 2 * len(everything.pages) + verdict_calendar_and_listing
     assert all(everything.index.parent.joinpath(unquote(link)).is_file() for link in links)
 
 
