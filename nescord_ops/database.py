@@ -24,6 +24,9 @@ from nescord_ops.results import Result
 MAGIC = b"SQLite format 3\0"
 HEADER_BYTES = 100
 VALUE_BYTES = 8 << 20  # the longest text or blob of a row that is read: no note comes near
+# integrity_check looks every row up in every index: with SQLite's own 2,000 KiB it reads 3.3 times
+# as much of a `chroma.sqlite3` of 430 MB
+CACHE_KIB = 16_384
 MIGRATIONS = range(1, 9)
 BOT_TABLES = ("knowledge_notes", "note_links", "schema_migrations", "token_usage")
 SEARCH_TABLE = "knowledge_notes_fts"
@@ -143,6 +146,7 @@ def open_copy(path: Path) -> Iterator[sqlite3.Connection]:
         connection.text_factory = decode
         connection.execute("PRAGMA cell_size_check=ON")
         connection.execute("PRAGMA temp_store=FILE")
+        connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
         yield connection
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nescord_ops import agreement, settings, stores
+from nescord_ops import agreement, database, settings, stores
 from nescord_ops.snapshot import DATABASE, Snapshot
 
 VECTOR, RECORDS = "5f0a4b8e-0000-4000-8000-000000000001", "5f0a4b8e-0000-4000-8000-000000000002"
@@ -108,3 +108,14 @@ def test_comparing_the_texts_reads_each_page_about_once(
     with stores.join(copy, found) as joined, transferred() as once:
         assert sum(1 for _ in agreement.compare(joined)) == 8000
     assert once[0] < 1.5 * size
+
+
+def test_integrity_check_reads_each_page_about_once_while_the_indices_fit_the_cache(
+    tmp_path: Path,
+) -> None:
+    copy = plant(tmp_path / "copy", 40_000, 400)
+    assert copy.database
+    size = copy.database.stat().st_size
+    with transferred() as once, database.open_copy(copy.database) as connection:
+        assert database.integrity(connection) == []
+    assert once[0] < 2 * size
