@@ -9,10 +9,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 from nescord_ops import chroma, database, footprint, growth, headroom, history, show, volume
 from nescord_ops.checks import Check, Findings
@@ -22,15 +21,13 @@ from nescord_ops.footprint import Component, Scan
 from nescord_ops.growth import Forecast, Growth, Notes
 from nescord_ops.prices import FILE_SYSTEM_RATIO, GB, PLANS
 from nescord_ops.results import Result
-from nescord_ops.settings import Settings
-from nescord_ops.snapshot import Snapshot, capture
+from nescord_ops.settings import Depth, Settings
+from nescord_ops.snapshot import Progress, Snapshot, capture
 
 LIVE = (
     *("database", "chroma_store", "chroma_documents"),
     *("chroma_search", "chroma_queue", "chroma_vectors"),
 )
-Depth = Literal["quick", "full"]
-Progress = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -42,6 +42,9 @@ class Status(enum.StrEnum):
         return {"ok": 0, "warn": 0, "fail": 1, "unknown": 2}[self.value]
 
 
+WORST_FIRST = (Status.FAIL, Status.UNKNOWN, Status.WARN, Status.OK)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Check(Result):
     """One thing that was looked at.
@@ -116,9 +119,12 @@ def verdict(checks: Iterable[Check]) -> Status:
 
     No check at all, or nothing but expected unknowns, is `unknown`: nothing was looked at.
     """
-    seen = {check.status for check in checks if not check.expected}
-    order = (Status.FAIL, Status.UNKNOWN, Status.WARN, Status.OK)
-    return next((status for status in order if status in seen), Status.UNKNOWN)
+    return worst(check.status for check in checks if not check.expected)
+
+
+def worst(statuses: Iterable[Status]) -> Status:
+    """The worst of several verdicts; none at all is unknown."""
+    return min(statuses, key=WORST_FIRST.index, default=Status.UNKNOWN)
 
 
 def headline(checks: Iterable[Check], name: str = "") -> str:

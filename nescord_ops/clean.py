@@ -29,7 +29,7 @@ from nescord_ops.errors import (
     VolumeError,
 )
 from nescord_ops.prices import GUIDE_PRICE
-from nescord_ops.restore import UNTOUCHED
+from nescord_ops.restore import MARGIN_BYTES, UNTOUCHED
 from nescord_ops.results import Result
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import (
@@ -47,7 +47,6 @@ from nescord_ops.swap import Swap
 from nescord_ops.waste import WORDS, Waste, proven_copies
 
 PAGE_BYTES = 4096
-_MARGIN_BYTES = 16 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -279,7 +278,7 @@ def _exchange(
     """Swap repaired copies in, and put the old stores back if verify is worse for it."""
     size = _used(path for each in swaps for path in each.replaced.values())
     for parent in {each.live.parent for each in swaps}:
-        restore.refuse_full(parent, size + size // 20 + _MARGIN_BYTES)
+        restore.refuse_full(parent, size + size // 20 + MARGIN_BYTES)
     before = verify.run(work.settings, depth="quick").checks
     try:
         work.checks += rebuild.rebuild(work.settings, copy, found, swaps, work.say)

@@ -85,7 +85,7 @@ def words(changes: Mapping[str, Any]) -> str:
         (list(changes["unseen"]), "not looked at that failed", "not looked at that failed"),
     ):
         if names:
-            said.append(f"{len(names)} {one if len(names) == 1 else many} ({_listed(names)})")
+            said.append(f"{show.count(len(names), one, many)} ({_listed(names)})")
     return ", ".join([*said, *_moved(changes["measures"])])
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Literal
 
 from nescord_ops import capacity as capacities
 from nescord_ops import inventory, prices, show
@@ -30,14 +29,13 @@ from nescord_ops.prices import (
     Price,
 )
 from nescord_ops.results import Result
-from nescord_ops.settings import Settings
+from nescord_ops.settings import Depth, Settings
 
 MONTHS = 12
 MONTH_DAYS = 365.25 / 12
 COPIES = range(1, 11)
 TIERS = ((1, 1), (2, 3), (5, 10))  # the guide's: GB of the database, GB of Chroma
 DATA = tuple(name for name in LABELS if name.startswith(("database", "chroma")))
-Depth = Literal["quick", "full"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -114,7 +114,8 @@ def growth(capacity: Capacity) -> Figure:
     limit = None if capacity.free_bytes is None else start + capacity.free_bytes
     shown = limit if limit and limit <= 3 * top else None  # a far limit would flatten the curve
     with _canvas(title, 3.2) as (axes, draw):
-        axes.plot(*_scaled(grown.points, divisor), color=BLUE, linewidth=1.8)
+        past, sizes = zip(*grown.points, strict=True)
+        axes.plot(past, _over(sizes, divisor), color=BLUE, linewidth=1.8)
         axes.fill_between(
             dates, _over(low, divisor), _over(high, divisor), color=TEAL, alpha=0.25, linewidth=0
         )
@@ -270,10 +271,6 @@ def _scale(top: float) -> tuple[float, str]:
 
 def _over(values: Sequence[float], divisor: float) -> list[float]:
     return [value / divisor for value in values]
-
-
-def _scaled(points: Sequence[tuple[Any, float]], divisor: float) -> tuple[list[Any], list[float]]:
-    return [when for when, _ in points], [value / divisor for _, value in points]
 
 
 def _time_axis(axes: Any) -> None:

@@ -36,7 +36,6 @@ KEYS = ("name", *report.OPTIONS)
 NAME = re.compile(r"[^\W_](?:[\w-]{0,58}[^\W_])?")
 GRACE_SECONDS = 60.0  # for a worker to start, and to say that a volume was given up
 EXAMPLE = '[[volume]] with name = "…" and app_dir = "…" or env_file = "…"'
-_ORDER = (Status.FAIL, Status.UNKNOWN, Status.WARN, Status.OK)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ class Fleet(Result):
     @property
     def status(self) -> Status:
         """The worst of the volumes."""
-        return publish.worst(each.status for each in self.volumes)
+        return checks.worst(each.status for each in self.volumes)
 
     @property
     def exit_code(self) -> int:
@@ -137,7 +136,8 @@ def run(
     runs, for what cannot be meant, and if another fleet is at work in `out`.
     """
     say = progress or (lambda _: None)
-    out = (out or _default_out()).absolute()
+    default = Path(os.environ.get("NESCORD_OPS_REPORTS_DIR") or "reports", "fleet")
+    out = (out or default).absolute()
     _refuse(volumes, names, parameters or {}, out, keep, jobs)
     began = (now or datetime.now(UTC)).astimezone(UTC)
     common: dict[str, Any] = {
@@ -338,16 +338,12 @@ def _judged(outcomes: Sequence[Outcome], out: Path) -> list[Outcome]:
                 f"another volume of the fleet has the same database, {each.database}",
                 "correct app_dir, env_file or DATABASE_URL of the one that is wrong",
             )
-            status = publish.worst([each.status, again.status])
+            status = checks.worst([each.status, again.status])
             headline = again.headline if status is again.status else each.headline
             seen = (*again.checks, *each.checks)[: member.CHECKS_LIMIT]
             each = dataclasses.replace(each, status=status, headline=headline, checks=seen)
         judged.append(each)
-    return sorted(judged, key=lambda each: _ORDER.index(each.status))
-
-
-def _default_out() -> Path:
-    return Path(os.environ.get("NESCORD_OPS_REPORTS_DIR") or "reports", "fleet")
+    return sorted(judged, key=lambda each: checks.WORST_FIRST.index(each.status))
 
 
 def _same(name: str) -> str:

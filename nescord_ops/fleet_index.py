@@ -7,12 +7,11 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from nescord_ops import __version__, overlap, publish, render, show
+from nescord_ops import checks, overlap, render, show
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 
@@ -21,12 +20,10 @@ if TYPE_CHECKING:
     from nescord_ops.member import Outcome
     from nescord_ops.notify import Message
 
-TODO_LIMIT = 8
-
 
 def headline(volumes: Sequence[Outcome]) -> str:
     """Given what became of the volumes, return the verdict in one sentence, then the counts."""
-    status = publish.worst(each.status for each in volumes)
+    status = checks.worst(each.status for each in volumes)
     seen = (page.headline.partition(".")[0] for each in volumes for page in each.pages)
     whole = not any(words.endswith("in what was looked at") for words in seen)
     opening = {
@@ -43,7 +40,7 @@ def headline(volumes: Sequence[Outcome]) -> str:
     }
     count = Counter(each.status for each in volumes)
     parts = ", ".join(f"{count[level]} {word}" for level, word in words.items() if count[level])
-    return f"{opening} {len(volumes)} {'volume' if len(volumes) == 1 else 'volumes'}: {parts}."
+    return f"{opening} {show.count(len(volumes), 'volume')}: {parts}."
 
 
 @contextlib.contextmanager
@@ -108,27 +105,21 @@ def message(made: Fleet) -> Message:
 
 def page(out: Path, volumes: Sequence[Outcome], at: datetime) -> str:
     """Given what became of the volumes, worst first, return the page; its links are relative."""
-    status = publish.worst(each.status for each in volumes)
+    status = checks.worst(each.status for each in volumes)
     word, _, counts = headline(volumes).partition(". ")
     rows = [_row(out, each) for each in volumes]
     wanting = [row for row in rows if row["todo"]]
-    text: str = (
-        _environment()
-        .get_template("fleet.html.j2")
-        .render(
-            status=status.value,
-            symbol=show.SYMBOLS[status],
-            word=word,
-            counts=counts,
-            todo=wanting[:TODO_LIMIT],
-            more=len(wanting) - TODO_LIMIT,
-            volumes=rows,
-            generated_at=at.isoformat(),
-            time=show.moment(at),
-            csp=render.CSP,
-            style=_html(render.style()),
-            version=__version__,
-        )
+    text = render.filled(
+        "fleet.html.j2",
+        status=status.value,
+        symbol=show.SYMBOLS[status],
+        word=word,
+        counts=counts,
+        todo=wanting[: render.TODO_LIMIT],
+        more=len(wanting) - render.TODO_LIMIT,
+        volumes=rows,
+        generated_at=at.isoformat(),
+        time=show.moment(at),
     )
     return show.dated(text, at)
 
@@ -140,7 +131,7 @@ def _row(out: Path, each: Outcome) -> dict[str, Any]:
     folder = quote(each.name)
     pages = [
         {
-            "badge": _html(show.badge(page.status)),
+            "badge": show.Markup(show.badge(page.status)),
             "name": page.name,
             "headline": page.headline,
             "link": f"{folder}/{quote(each.stamp)}/{quote(page.name)}.html" if here else "",
@@ -150,7 +141,7 @@ def _row(out: Path, each: Outcome) -> dict[str, Any]:
     return {
         "name": each.name,
         "status": each.status.value,
-        "badge": _html(show.badge(each.status)),
+        "badge": show.Markup(show.badge(each.status)),
         "headline": each.headline,
         "link": f"{folder}/index.html" if index.is_file() else "",
         "elsewhere": each.host if each.stamp and not here else "",
@@ -162,17 +153,3 @@ def _row(out: Path, each: Outcome) -> dict[str, Any]:
         "pages": pages,
         "todo": each.checks[:1] if each.status.exit_code else (),
     }
-
-
-def _html(text: str) -> Any:
-    """HTML that this package made and escaped itself, as the template knows it."""
-    from markupsafe import Markup
-
-    return Markup(text)  # noqa: S704 - badges and the style sheet
-
-
-@cache
-def _environment() -> Any:
-    import jinja2
-
-    return jinja2.Environment(autoescape=True, loader=jinja2.FileSystemLoader(render.TEMPLATES))

@@ -22,7 +22,6 @@ from nescord_ops.results import Result
 
 _PROC = Path("/proc")
 _FLOCK = "hhqqi"  # struct flock of fcntl(2), 64 bit: type, whence, start, length, pid
-_Targets = dict[tuple[int, int], Path]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -13,12 +13,11 @@ import contextlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from nescord_ops import __version__, compare, history, render, show, spark
+from nescord_ops import checks, compare, history, render, show, spark
 from nescord_ops.checks import Status
 from nescord_ops.history import RunRow
 
@@ -26,7 +25,6 @@ TREND_DAYS = 400
 MONTHS_OPEN, MONTHS = 3, 48  # of a calendar: unfolded, and at the most
 RUNS_LISTED = 1500
 VOLUMES = 12  # with a section of their own
-_RANK = (Status.FAIL, Status.UNKNOWN, Status.WARN, Status.OK)
 _SAID = {"fail": "failed", "unknown": "could not be checked", "warn": "warnings", "ok": ""}
 # What is drawn: label, unit, notebook and key in the history (none: its failed checks).
 TRENDS = (
@@ -47,7 +45,8 @@ def page(runs: Sequence[RunRow], links: Mapping[str, str], reports_dir: Path) ->
     for run in runs:
         groups.setdefault((run.demo, "" if run.demo else run.volume), []).append(run)
     groups = {key: rows for key, rows in groups.items() if any(r.stamp in links for r in rows)}
-    ordered = sorted(groups.items(), key=lambda item: (item[0][0], _RANK.index(shown(item[1][0]))))
+    rank = checks.WORST_FIRST.index
+    ordered = sorted(groups.items(), key=lambda item: (item[0][0], rank(shown(item[1][0]))))
     sections = [
         section(f"v{number}", rows, links, reports_dir)
         for number, (_, rows) in enumerate(ordered[:VOLUMES], 1)
@@ -57,12 +56,12 @@ def page(runs: Sequence[RunRow], links: Mapping[str, str], reports_dir: Path) ->
         for _, rows in ordered[VOLUMES:]
     ]
     now = max((run.generated_at for run in runs), default=datetime.now(UTC))
-    return show.dated(_render("runs.html.j2", sections=sections, others=others), now)
+    return show.dated(render.filled("runs.html.j2", sections=sections, others=others), now)
 
 
 def run_page(run: RunRow) -> str:
     """Given a run, return the page that stands in its directory and leads to its notebooks."""
-    return show.dated(_render("run.html.j2", run=newest(run, "")), run.generated_at)
+    return show.dated(render.filled("run.html.j2", run=newest(run, "")), run.generated_at)
 
 
 def section(
@@ -202,7 +201,7 @@ def _day(
     if not runs:
         return {"number": day.day, "status": ""}
     kept = [run for run in runs if run.stamp in links]
-    status = _worst(runs)
+    status = checks.worst(map(shown, runs))
     single = links[kept[0].stamp] if kept else ""
     count = len(runs)
     return {
@@ -250,25 +249,3 @@ def trends(reports_dir: Path, volume: str, now: datetime) -> list[spark.Trend]:
 
 def _utc(run: RunRow) -> datetime:
     return run.generated_at.astimezone(UTC)
-
-
-def _worst(runs: Iterable[RunRow]) -> Status:
-    seen = {shown(run) for run in runs}
-    return next(status for status in _RANK if status in seen)
-
-
-@cache
-def _environment() -> Any:
-    import jinja2
-
-    loader = jinja2.FileSystemLoader(render.TEMPLATES)
-    return jinja2.Environment(autoescape=True, loader=loader, trim_blocks=True, lstrip_blocks=True)
-
-
-def _render(template: str, **values: Any) -> str:
-    text: str = (
-        _environment()
-        .get_template(template)
-        .render(**values, csp=render.CSP, style=show.Markup(render.style()), version=__version__)
-    )
-    return text

@@ -283,7 +283,7 @@ def _wait_for(reports: Path) -> None:
 def _worst(documents: list[dict[str, Any]]) -> list[Check]:
     """The worst checks of a run that are not healthy, each once: verify and others look at some."""
     ranked: dict[tuple[str, str], Check] = {}
-    for level in (Status.FAIL, Status.UNKNOWN, Status.WARN):
+    for level in checks.WORST_FIRST[:-1]:
         for check in (check for each in documents for check in render.findings(each)):
             if check.status is level and not check.expected:
                 ranked.setdefault((check.name, check.summary), check)

@@ -20,6 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -116,12 +117,12 @@ class Outlets:
 
     def tell(self, message: Message) -> list[str]:
         """Send what is due and ping; return a line for each that did not arrive. Never raises."""
-        work: dict[str, Callable[[], None]] = {}
+        work: dict[str, Callable[[], object]] = {}
         for number, target in enumerate(self.targets if self._due(message) else (), 1):
-            work[f"notification {number} ({target.name})"] = _bound(target.deliver, message)
+            work[f"notification {number} ({target.name})"] = partial(target.deliver, message)
         if self.ping:
             url = _below(self.ping, "fail") if message.status.exit_code else self.ping
-            work[f"ping ({_host(url)})"] = _bound(_request, url)
+            work[f"ping ({_host(url)})"] = partial(_request, url)
         return _all(work)
 
     def _due(self, message: Message) -> bool:
@@ -316,11 +317,11 @@ def _request(url: str, body: bytes | None = None) -> bytes:
     raise _Undelivered(reason)
 
 
-def _all(work: Mapping[str, Callable[[], None]]) -> list[str]:
+def _all(work: Mapping[str, Callable[[], object]]) -> list[str]:
     """Do everything at once, in threads that are given up with the time; return what failed."""
     reasons: dict[str, str] = {}
 
-    def one(name: str, do: Callable[[], None]) -> None:
+    def one(name: str, do: Callable[[], object]) -> None:
         try:
             do()
         except _Undelivered as error:
@@ -339,13 +340,6 @@ def _all(work: Mapping[str, Callable[[], None]]) -> list[str]:
     late = f"no end after {TOTAL_SECONDS:g} s"
     said = {name: reasons.get(name, late) for name in work}
     return [f"{name} was not delivered: {show.printable(why)}" for name, why in said.items() if why]
-
-
-def _bound(function: Callable[..., object], *given: object) -> Callable[[], None]:
-    def call() -> None:
-        function(*given)
-
-    return call
 
 
 def _below(url: str, name: str) -> str:

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def publish(
         present = _present(target)
         stamp = _free(began, present)
         rows = tuple(page.row for page, _ in results)
-        status = worst(page.status for page, _ in results)
+        status = checks.worst(page.status for page, _ in results)
         this = history.RunRow(stamp, began, status.value, demo, rows)
         history.record(target, this, [document for _, document in results])
         others = sorted(present, key=_order, reverse=True)
@@ -172,14 +172,14 @@ def _adopt(target: Path, present: Sequence[str]) -> None:
                 document = _document(file)
                 headline = checks.headline(render.findings(document), file.stem)
                 changes = document.get("changes", {})
-                status = Status(document["status"])
-                page = _row(printable(file.stem), status, headline, changes)
+                verdict = Status(document["status"])
+                page = _row(printable(file.stem), verdict, headline, changes)
                 documents.append((page, document))
-        worst_status = worst(Status(row.status) for row, _ in documents)
+        status = checks.worst(Status(row.status) for row, _ in documents)
         began = _second(stamp)
         demo = any(document.get("demo") for _, document in documents)
         pages = tuple(row for row, _ in documents)
-        row = history.RunRow(stamp, began, worst_status.value, demo, pages)
+        row = history.RunRow(stamp, began, status.value, demo, pages)
         history.record(target, row, [document for _, document in documents])
 
 
@@ -222,13 +222,6 @@ def _order(stamp: str) -> tuple[str, int]:
 
 def _second(stamp: str) -> datetime:
     return datetime.strptime(stamp.partition("-")[0], "%Y%m%dT%H%M%S%z")
-
-
-def worst(statuses: Iterable[Status]) -> Status:
-    """The worst of several verdicts; none at all is unknown."""
-    seen = set(statuses)
-    order = (Status.FAIL, Status.UNKNOWN, Status.WARN, Status.OK)
-    return next((status for status in order if status in seen), Status.UNKNOWN)
 
 
 @contextlib.contextmanager

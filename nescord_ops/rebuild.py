@@ -21,7 +21,7 @@ from nescord_ops import chroma, client, database, swap, verify, volume
 from nescord_ops.checks import Check, Status, ok
 from nescord_ops.errors import ChecksFailed, VolumeError
 from nescord_ops.proof import GRAVITY
-from nescord_ops.restore import UNTOUCHED
+from nescord_ops.restore import MARGIN_BYTES, UNTOUCHED
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import Progress, Snapshot, copy_tree, scratch
 from nescord_ops.storefile import sync
@@ -29,7 +29,6 @@ from nescord_ops.waste import ROWS, Waste, set_pending
 
 RECORDS = ("deletions", "residue", "stale")  # the words whose targets are ids in Chroma
 _TIMEOUT_SECONDS = 1800.0
-_MARGIN_BYTES = 16 << 20
 _HINT = "nescord-ops clean, word by word"
 Changes = dict[str, tuple[int, int]]  # by table: rows that only the old one has, and the new one
 
@@ -88,7 +87,7 @@ def _examined(
     if "chroma" not in staged:
         return verify.examine(after, settings)
     here = dataclasses.replace(settings, chroma_dir=staged["chroma"])
-    with scratch(volume.usage(here.chroma_dir).allocated_bytes + _MARGIN_BYTES) as root:
+    with scratch(volume.usage(here.chroma_dir).allocated_bytes + MARGIN_BYTES) as root:
         copy_tree(here.chroma_dir, root / "chromadb")
         after = dataclasses.replace(after, chroma=root / "chromadb")
         if _delete(settings, root / "chromadb", []) != records:

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nescord_ops import checks, firstscreen, settings, show
+from nescord_ops import __version__, checks, firstscreen, settings, show
 from nescord_ops.checks import MIME, Check, Status
 
 CSP = (
@@ -107,7 +107,7 @@ def _todo(
     tool = settings.command(document["settings"])
     levels = {
         level: [check for check in seen if check.status is level and not check.expected]
-        for level in (Status.FAIL, Status.UNKNOWN, Status.WARN)
+        for level in checks.WORST_FIRST[:-1]
     }
     first = next((level for level in levels if levels[level]), None)
     chosen = show.alike(levels[first]) if first else []
@@ -282,6 +282,20 @@ def _parts(story: Any) -> list[dict[str, str]]:
 def style() -> str:
     """The style sheet, comments and indentation removed."""
     return re.sub(r"\n\s*", "\n", TEMPLATES.joinpath("style.css").read_text("utf-8"))
+
+
+@cache
+def _environment() -> Any:
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    return jinja2.Environment(autoescape=True, loader=loader, trim_blocks=True, lstrip_blocks=True)
+
+
+def filled(template: str, **values: Any) -> str:
+    """Given a template of a page that is no notebook, and its values, return the page."""
+    common = {"csp": CSP, "style": show.Markup(style()), "version": __version__}
+    return str(_environment().get_template(template).render(**values, **common))
 
 
 @cache

@@ -47,7 +47,7 @@ class Run(Result):
     @property
     def status(self) -> Status:
         """The worst of the pages."""
-        return publish.worst(page.status for page in self.pages)
+        return checks.worst(page.status for page in self.pages)
 
     @property
     def exit_code(self) -> int:

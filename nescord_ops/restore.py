@@ -32,7 +32,7 @@ from nescord_ops.storefile import sync
 from nescord_ops.verify import examine
 
 UNTOUCHED = "the live data is untouched"
-_MARGIN_BYTES = 16 << 20
+MARGIN_BYTES = 16 << 20
 _VARIABLES = {"database": "DATABASE_URL", "chroma": "CHROMADB_PERSIST_DIRECTORY"}
 
 
@@ -190,7 +190,7 @@ def _ready(
     for each in swaps:
         refuse_place(settings, each)
     needed = inventory.room_bytes(backup)
-    needed += needed // 20 + _MARGIN_BYTES
+    needed += needed // 20 + MARGIN_BYTES
     refuse_full(swaps[0].live.parent, needed)
     if to is None:
         yield places.url(settings)
@@ -288,7 +288,7 @@ def _carry(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        refuse_full(target.parent, source.stat().st_size + _MARGIN_BYTES)
+        refuse_full(target.parent, source.stat().st_size + MARGIN_BYTES)
         copy_file(source, target)
         if _digest(source) != _digest(target):
             text = f"{target} is not what was written to it; {UNTOUCHED}"
@@ -352,7 +352,7 @@ def _proofs(settings: Settings, backup: Backup, swaps: Sequence[swap.Swap]) -> l
     )
     root = swaps[0].staged.parent
     copy = Snapshot(root, notes, vectors, {}, backup.taken_at, 0.0, 0.0, 1)
-    needed = volume.usage(vectors).allocated_bytes + _MARGIN_BYTES if vectors else 0
+    needed = volume.usage(vectors).allocated_bytes + MARGIN_BYTES if vectors else 0
     try:
         with scratch(needed) as room:
             if vectors:

@@ -18,11 +18,12 @@ import stat
 from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nescord_ops.errors import SettingsError
 from nescord_ops.results import Result
 
+Depth = Literal["quick", "full"]
 SECRETS = ("DISCORD_TOKEN", "OPENAI_API_KEY", "GEMINI_API_KEY")
 # What a shell may hold for one volume, and a sample or another volume must not see.
 OF_A_VOLUME = ("CHROMADB_", "RAILWAY_", "NESCORD_OPS_", "DATABASE_URL", "EMBEDDING_DIMENSION")

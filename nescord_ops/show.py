@@ -285,8 +285,9 @@ def clock(when: datetime) -> str:
 
 
 def _ranked(checks: Iterable[Check]) -> list[Check]:
-    order = ("fail", "unknown", "warn", "ok")
-    return sorted(checks, key=lambda check: (order.index(check.status), check.expected))
+    from nescord_ops.checks import WORST_FIRST
+
+    return sorted(checks, key=lambda check: (WORST_FIRST.index(check.status), check.expected))
 
 
 def _names(names: Sequence[str]) -> str:

@@ -33,7 +33,6 @@ Depth = Annotated[
 ]
 LOG_SECONDS = 60.0  # a step that only counts on has a line in the log this often
 _COUNTING = re.compile(r"\b\d[\d.,]*( ?(bytes|[kMGT]B))?\b")
-_WORST = ("fail", "unknown", "warn", "ok")
 
 
 @dataclasses.dataclass(slots=True)
@@ -111,12 +110,14 @@ class _Elapsing:
 
 def finish(call: Invocation, findings: Findings) -> None:
     """Show findings and exit with their code."""
+    from nescord_ops.checks import WORST_FIRST
+
     if call.json:
         write_json(findings.to_dict())
     else:
         typer.echo(printable(findings.headline))
         rows = []
-        ranked = sorted(findings.checks, key=lambda c: (c.expected, _WORST.index(c.status)))
+        ranked = sorted(findings.checks, key=lambda c: (c.expected, WORST_FIRST.index(c.status)))
         for check, names in alike(ranked):
             text = as_text(check.summary)
             if check.hint:

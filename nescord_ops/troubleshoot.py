@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from nescord_ops import fixes, holders, logs, show, verify
 from nescord_ops.causes import CAUSES, SYMPTOMS, Cause
-from nescord_ops.checks import Check, Findings, Status, ok, unknown, warn
+from nescord_ops.checks import WORST_FIRST, Check, Findings, Status, ok, unknown, warn
 from nescord_ops.errors import CaptureError, SettingsError
 from nescord_ops.results import Result
 from nescord_ops.settings import Settings
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 LOGS_HINT = "railway logs > bot.txt, then: nescord-ops troubleshoot --logs bot.txt"
 _BAD = (Status.FAIL, Status.WARN)
 _SHOWN = 5  # of what speaks against a symptom
-_GRAVITY = (Status.FAIL, Status.WARN, Status.OK)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -145,7 +144,7 @@ def run(
     wanted = [cause for cause in CAUSES if symptom in ("", *cause.symptoms)]
     found = (_diagnosis(cause, checks, log, names) for cause in wanted)
     supported = [each for each in found if each.score]
-    ranked = sorted(supported, key=lambda each: (_GRAVITY.index(each.status), -each.score))
+    ranked = sorted(supported, key=lambda each: (WORST_FIRST.index(each.status), -each.score))
     shown = tuple(_conclusions(ranked, wanted, symptom, checks))
     return Troubleshooting(settings, shown, symptom, tuple(ranked), log)
 
@@ -226,7 +225,7 @@ def _diagnosis(
     if cause.messages and log.files and not said:
         against.append(f"{show.count(log.lines, 'line')} of logs: nothing of it")
     return Diagnosis(
-        *(cause.name, cause.symptoms, cause.says, min(worst, key=_GRAVITY.index), score),
+        *(cause.name, cause.symptoms, cause.says, min(worst, key=WORST_FIRST.index), score),
         *(tuple(evidence), tuple(dict.fromkeys(against)), fixes.script(cause.fix, names)),
         f"{names['tool']} verify",
     )

@@ -17,15 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 from nescord_ops import __version__, chroma, database, freshness, inventory, places, show, volume
 from nescord_ops.checks import RESTORE_PROVEN, Check, Findings, Status, fail, ok, unknown, warn
 from nescord_ops.errors import CaptureError, OpsError, SettingsError, VolumeError
-from nescord_ops.settings import Settings
+from nescord_ops.settings import Depth, Settings
 from nescord_ops.snapshot import Snapshot, capture
 
-Depth = Literal["quick", "full"]
 WAL_WARN_BYTES = 16 << 20
 DELAY_WARN_SECONDS = 5.0
 DEEP = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html.parser
 import os
 import shutil
 from collections.abc import Callable
@@ -53,3 +54,15 @@ def demo(base_demo: Demo, tmp_path: Path) -> MakeDemo:
         return made
 
     return make
+
+
+class Tags(html.parser.HTMLParser):
+    """Every element and attribute of a page, as a browser sees them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html.parser
 import json
 import re
 import resource
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Tags
 
 from nescord_ops import history, index, spark
 from nescord_ops.history import PageRow, RunRow
@@ -38,16 +38,6 @@ def run_row(ago: float, status: str = "ok", **fields: Any) -> RunRow:
 
 def links(*rows: RunRow) -> dict[str, str]:
     return {row.stamp: f"{row.stamp}/index.html" for row in rows}
-
-
-class Tags(html.parser.HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
 
 
 def test_the_newest_run_says_the_verdict_and_leads_to_every_page_and_json(tmp_path: Path) -> None:

@@ -429,7 +429,7 @@ def test_a_disk_that_fills_up_midway_leaves_the_live_data_and_no_rubbish(
     small = tiny(tmp_path / "small", "2m")
     found = dataclasses.replace(site.settings, chroma_dir=small / "chromadb")
     monkeypatch.setattr("nescord_ops.inventory.room_bytes", lambda _: 0)
-    monkeypatch.setattr(restore, "_MARGIN_BYTES", 0)
+    monkeypatch.setattr(restore, "MARGIN_BYTES", 0)
     refused(dataclasses.replace(site, settings=found), "No space left on device.*untouched")
     assert list(small.iterdir()) == []
 
@@ -638,7 +638,7 @@ def test_the_next_restore_says_what_became_of_the_interrupted_one(
 ) -> None:
     interrupted(site)
     assert "would be completed" in restore.run(site.settings, site.older, dry_run=True).recovered
-    monkeypatch.setattr(restore, "_MARGIN_BYTES", 1 << 60)
+    monkeypatch.setattr(restore, "MARGIN_BYTES", 1 << 60)
     with pytest.raises(
         VolumeError, match=r"restore of .* was completed; .* Then: .* the copy takes"
     ):
