@@ -61,7 +61,7 @@ def changes(
     volume = history.volume_key(document["settings"].get("database") or "")
     rows = [] if demo else _earlier(reports_dir, name, volume, at)
     before = _standing(reports_dir, rows, name)
-    after, resolved = _step(before, document["checks"], at)
+    after, resolved = _step(before, document, at)
     failing = {check["name"] for check in document["checks"] if check["status"] == "fail"}
     since = {check: seen["since"] for check, seen in after.items() if check in failing}
     return {
@@ -163,15 +163,18 @@ def _standing(
     for stamp, at in reversed(silent):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             document = json.loads((reports_dir / stamp / f"{name}.json").read_text("utf-8"))
-            standing, _ = _step(standing, document["checks"], at)
+            standing, _ = _step(standing, document, at)
     return standing
 
 
 def _step(
-    before: Standing, checks: Sequence[Mapping[str, Any]], at: datetime
+    before: Standing, document: Mapping[str, Any], at: datetime
 ) -> tuple[Standing, list[str]]:
-    """Given what stood and a run's checks, return what stands after it, and what was resolved."""
-    now = history.iso(at)
+    """Given what stood and a run's document, return what stands after it, and what was resolved.
+
+    Troubleshoot names the causes that it found, of all of them unless it was asked for a symptom.
+    """
+    now, checks = history.iso(at), document["checks"]
     found: dict[str, set[str]] = {"ok": set(), "warn": set(), "unknown": set(), "fail": set()}
     for check in checks:
         found[check["status"]].add(check["name"])
@@ -179,6 +182,10 @@ def _step(
     right = (found["ok"] | found["warn"]) - found["unknown"] - found["fail"]
     partial = any(_PARTIAL in check["hint"] for check in checks if check["status"] == "unknown")
     closed = {name.partition(".")[0] for name in right if name.partition(".")[2] in _CLOSING}
+    unseen = any(c["status"] == "unknown" and not c.get("expected") for c in checks)
+    asked = document.get("data", {}).get("symptom")
+    if not (unseen or asked) and any(check["name"].startswith("cause.") for check in checks):
+        closed.add("cause")
     after, resolved = {}, []
     for name, seen in before.items():
         made = name in right or name in found["unknown"] or name in failing

@@ -111,7 +111,11 @@ def _with_command(checks: list[Check], settings: Settings) -> tuple[Check, ...]:
     command = "nescord-ops backup list"
     with contextlib.suppress(OpsError):
         proven = inventory.listing(settings, looking=True).newest_proven
-        command = f"nescord-ops restore {proven.id}" if proven else f"none is proven: see {command}"
+        command = (
+            f"nescord-ops restore {proven.id}"
+            if proven
+            else "none is proven: nescord-ops troubleshoot says what to do"
+        )
     hint = f"{RESTORE_PROVEN} ({command})"
     return tuple(
         dataclasses.replace(check, hint=check.hint.replace(RESTORE_PROVEN, hint))

@@ -34,7 +34,7 @@ def run(
     name: str = "verify",
     database: str = VOLUME,
     demo: bool = False,
-    **data: float,
+    **data: float | str,
 ) -> dict[str, Any]:
     """Compare and record one run; return what changed."""
     when = NOW + timedelta(days=day)
@@ -107,7 +107,9 @@ def test_every_order_of_four_runs_agrees_with_what_was_looked_at() -> None:
         for day, state in enumerate(order):
             made = [checks.plain(states[state])] if state else []
             before = set(standing)
-            standing, resolved = compare._step(standing, made, NOW + timedelta(days=day))
+            standing, resolved = compare._step(
+                standing, {"checks": made}, NOW + timedelta(days=day)
+            )
             looked = [n for n in range(day + 1) if order[n] in ("ok", "warn", "fail")]
             right = [n for n in looked if order[n] != "fail"]
             failed = [n for n in looked if order[n] == "fail" and n > max(right, default=-1)]
@@ -132,6 +134,15 @@ def test_a_group_with_nothing_found_in_it_is_resolved_unless_a_part_was_left_out
     run(tmp_path, 0, full)
     assert run(tmp_path, 1, nothing, shallow)["resolved"] == []
     assert run(tmp_path, 2, nothing)["resolved"] == ["cause.full"]
+
+
+def test_a_cause_that_is_no_longer_found_is_resolved_beside_others(tmp_path: Path) -> None:
+    lost, old = fail("cause.index-lost", "a", "b"), warn("cause.no-backup", "c", "d")
+    blind = unknown("looked.checks", "the copy failed", "see why")
+    run(tmp_path, 0, lost, old)
+    assert run(tmp_path, 1, old, blind)["resolved"] == []
+    assert run(tmp_path, 2, old, symptom="full")["resolved"] == []
+    assert run(tmp_path, 3, old)["resolved"] == ["cause.index-lost"]
 
 
 def test_a_check_that_is_never_made_again_is_let_go_without_being_resolved(tmp_path: Path) -> None:

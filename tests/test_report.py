@@ -243,13 +243,8 @@ def test_links_of_the_index_lead_to_files(everything: report.Run) -> None:
     from urllib.parse import unquote
 
     links = [a["href"] or "" for tag, a in Tags(everything.index.read_text()).seen if tag == "a"]
-<<<<<<< HEAD
-    calendar_listing_and_what_to_do = 3
-    assert len(links) == 2 * len(everything.pages) + calendar_listing_and_what_to_do
-=======
     verdict_calendar_and_listing = 3
     assert len(links) == 2 * len(everything.pages) + verdict_calendar_and_listing
->>>>>>> simplify
     assert all(everything.index.parent.joinpath(unquote(link)).is_file() for link in links)
 
 
