@@ -241,7 +241,11 @@ def _target(url: str, number: int) -> Target:
     log.addHandler(logging.NullHandler())
     log.propagate = False
     sender = apprise.Apprise(asset=apprise.AppriseAsset(app_id="nescord-ops", async_mode=False))
-    if not sender.add(url):
+    try:
+        understood = sender.add(url)
+    except ValueError:  # of urllib's; old versions of apprise let it through
+        understood = False
+    if not understood:
         raise SettingsError(
             f"address {number} of --notify ({scheme}://…) is neither a Discord webhook nor an "
             "address of apprise's (it is not shown: a secret)",

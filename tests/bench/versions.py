@@ -59,7 +59,7 @@ def main() -> int:
 
 def _environment(directory: Path, python: str, end: str) -> Path:
     """Make an environment and return its interpreter."""
-    subprocess.run([UV, "venv", "-q", "--python", python, directory], check=True)
+    subprocess.run([UV, "venv", "-q", "--seed", "--python", python, directory], check=True)
     interpreter = directory / "bin" / "python"
     command = [UV, "pip", "install", "-q", "--python", interpreter, "--resolution", ENDS[end]]
     subprocess.run([*command, "-e", f"{ROOT}[test]"], check=True)
