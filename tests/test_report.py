@@ -505,7 +505,8 @@ def test_an_interrupted_run_leaves_no_kernel_and_no_page(tmp_path: Path, number:
     cell += f"subprocess.run(['sleep', '{mark}'])"
     name = make(tmp_path / "n.ipynb", cell)
     out = tmp_path / "reports"
-    code = "from pathlib import Path\nfrom nescord_ops import report\n"
+    code = "import signal\nfrom pathlib import Path\nfrom nescord_ops import report\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's & ignores it
     code += f"report.run([{name!r}], out=Path({str(out)!r}))"
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
