@@ -38,6 +38,8 @@ MEASURES = {
     ),
 }
 CARRY_DAYS = 30  # a failure of a check that is not made any more stands no longer than this
+DOCUMENT_BYTES = 4_000_000  # ours have some 50 kB
+NO_DOCUMENT = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 READ_RUNS = 100  # JSON files that are read at the most where the history does not know
 NAMES = 4  # checks named in a sentence
 _CLOSING = ("none", "rules")  # `cause.none`, `image.rules`: nothing was found in the whole group
@@ -149,6 +151,14 @@ def _last_healthy(reports_dir: Path, name: str, volume: str, until: datetime) ->
     return None
 
 
+def document(file: Path) -> dict[str, Any]:
+    """Read one JSON document of an earlier run, which may be anything; raise one of NO_DOCUMENT."""
+    if not file.is_file() or file.stat().st_size > DOCUMENT_BYTES:
+        raise ValueError("not one of ours")
+    read: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return read
+
+
 def _standing(
     reports_dir: Path, rows: Sequence[tuple[str, datetime, Standing | None]], name: str
 ) -> Standing:
@@ -161,9 +171,8 @@ def _standing(
             break
         silent.append((stamp, at))
     for stamp, at in reversed(silent):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            document = json.loads((reports_dir / stamp / f"{name}.json").read_text("utf-8"))
-            standing, _ = _step(standing, document, at)
+        with contextlib.suppress(*NO_DOCUMENT):
+            standing, _ = _step(standing, document(reports_dir / stamp / f"{name}.json"), at)
     return standing
 
 

@@ -27,7 +27,6 @@ from nescord_ops.results import Result
 from nescord_ops.show import printable
 
 STAMP = re.compile(r"\d{8}T\d{6}Z(-\d+)?")
-_DOCUMENT_BYTES = 4_000_000  # ours have some 50 kB
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -166,10 +165,10 @@ def _adopt(target: Path, present: Sequence[str]) -> None:
     for stamp in sorted(set(present) - recorded, key=_order):
         documents = []
         for file in sorted(target.joinpath(stamp).glob("*.json")):
-            with contextlib.suppress(
-                OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
-            ):
-                document = _document(file)
+            with contextlib.suppress(*compare.NO_DOCUMENT):
+                document = compare.document(file)
+                history.measurements(document)
+                history.volume_key(document["settings"].get("database") or "")
                 headline = checks.headline(render.findings(document), file.stem)
                 changes = document.get("changes", {})
                 verdict = Status(document["status"])
@@ -181,16 +180,6 @@ def _adopt(target: Path, present: Sequence[str]) -> None:
         pages = tuple(row for row, _ in documents)
         row = history.RunRow(stamp, began, status.value, demo, pages)
         history.record(target, row, [document for _, document in documents])
-
-
-def _document(file: Path) -> dict[str, Any]:
-    """Read one JSON document of a run; raise what `_adopt` passes over if it is not one."""
-    if not file.is_file() or file.stat().st_size > _DOCUMENT_BYTES:
-        raise ValueError("not one of ours")
-    document: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    history.measurements(document)
-    history.volume_key(document["settings"].get("database") or "")
-    return document
 
 
 def _row(name: str, status: Status, headline: str, changes: Mapping[str, Any]) -> history.PageRow:

@@ -228,7 +228,7 @@ def test_a_file_that_makes_no_sense_is_refused_before_anything_runs(
 
 
 def test_paths_are_found_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/op")
+    monkeypatch.setenv("HOME", "/srv/op")
     file = written(
         tmp_path,
         "[[volume]]\nname='東京-1'\napp_dir='../bots/one'\nchroma_dir='vectors'",
@@ -243,7 +243,7 @@ def test_paths_are_found_from_the_file(tmp_path: Path, monkeypatch: pytest.Monke
             "env_file": f"{tmp_path}/two/.env",
             "database_url": "sqlite:///x.db",
         },
-        "three": {"app_dir": "/srv/three", "env_file": "/home/op/three.env"},
+        "three": {"app_dir": "/srv/three", "env_file": "/srv/op/three.env"},
     }
 
 
