@@ -41,6 +41,10 @@ class Status(enum.StrEnum):
         """0 healthy (warnings allowed), 1 a check failed, 2 could not check."""
         return {"ok": 0, "warn": 0, "fail": 1, "unknown": 2}[self.value]
 
+    def is_worse_than(self, other: Status) -> bool:
+        """Whether it stands before the other in WORST_FIRST."""
+        return WORST_FIRST.index(self) < WORST_FIRST.index(other)
+
 
 WORST_FIRST = (Status.FAIL, Status.UNKNOWN, Status.WARN, Status.OK)
 

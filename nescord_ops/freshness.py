@@ -92,7 +92,7 @@ def _age(settings: Settings, found: Backups, now: datetime) -> Check:
         return fail("backups.age", text, CREATE_HINT, unit="days", limit=AGE_FAIL_DAYS)
     whole = found.good or [b for b in backups if not (ours or b.fault)]
     newest = (whole or ours or backups)[0]
-    days = max(0.0, (now - newest.taken_at).total_seconds() / 86_400)
+    days = _days(newest.taken_at, now)
     text = (
         f"the newest backup{' of both stores' if whole else ''} is {show.span(days * 86_400)} old"
     )
@@ -143,12 +143,20 @@ def _drilled(good: tuple[Backup, ...], now: datetime) -> Check:
         return unknown("backups.drill", text, expected=True)
     if proven is None:
         return warn("backups.drill", "no good generation was ever restored to prove it", hint)
-    days = max(0.0, (now - proven).total_seconds() / 86_400)
+    days = _days(proven, now)
     text = f"a good generation was restored and proven {days:.1f} days ago"
-    details = {"value": round(days, 2), "unit": "days", "limit": DRILL_WARN_DAYS}
-    if days > DRILL_WARN_DAYS:
-        return warn("backups.drill", text, hint, **details)
-    return ok("backups.drill", text, **details)
+    return _due("backups.drill", text, hint, days, DRILL_WARN_DAYS)
+
+
+def _days(then: datetime, now: datetime) -> float:
+    """How many days ago something was; a clock that went back makes it now."""
+    return max(0.0, (now - then).total_seconds() / 86_400)
+
+
+def _due(name: str, text: str, hint: str, days: float, limit: int) -> Check:
+    """Given what was so many days ago, judge it: more than `limit` warns."""
+    details = {"value": round(days, 2), "unit": "days", "limit": limit}
+    return warn(name, text, hint, **details) if days > limit else ok(name, text, **details)
 
 
 def _is_in_drill(backup: Backup, now: datetime) -> bool:
@@ -190,18 +198,13 @@ def _push_hint(ours: tuple[Backup, ...]) -> str:
 def _offsite_age(settings: Settings, ours: tuple[Backup, ...], now: datetime) -> Check:
     """How old the newest data is that would survive the volume."""
     safe = _copied(settings, ours)
-    details = {"unit": "days", "limit": AGE_WARN_DAYS}
     if not safe:
         text = "no good generation is known to have a good copy off site"
-        return warn("offsite.age", text, _push_hint(ours), **details)
-    days = max(0.0, (now - safe[0].taken_at).total_seconds() / 86_400)
-    facts = safe[0].evidence["offsite"]
+        return warn("offsite.age", text, _push_hint(ours), unit="days", limit=AGE_WARN_DAYS)
+    days, url = _days(safe[0].taken_at, now), safe[0].evidence["offsite"]["url"]
     old = show.span(days * 86_400)
-    text = f"the newest copy off site is {old} old: {safe[0].id} at {facts['url']}"
-    details["value"] = round(days, 2)
-    if days > AGE_WARN_DAYS:
-        return warn("offsite.age", text, _push_hint(ours), **details)
-    return ok("offsite.age", text, **details)
+    text = f"the newest copy off site is {old} old: {safe[0].id} at {url}"
+    return _due("offsite.age", text, _push_hint(ours), days, AGE_WARN_DAYS)
 
 
 def _offsite_checked(settings: Settings, ours: tuple[Backup, ...], now: datetime) -> Check:
@@ -215,9 +218,6 @@ def _offsite_checked(settings: Settings, ours: tuple[Backup, ...], now: datetime
     hint = f"nescord-ops offsite check {facts[0][0]}" if facts else _push_hint(ours)
     if not dates:
         return warn("offsite.checked", "no copy off site was ever read back", hint)
-    days = max(0.0, (now - datetime.fromisoformat(max(dates))).total_seconds() / 86_400)
+    days = _days(datetime.fromisoformat(max(dates)), now)
     text = f"a copy off site was read back and found whole {days:.1f} days ago"
-    details = {"value": round(days, 2), "unit": "days", "limit": DRILL_WARN_DAYS}
-    if days > DRILL_WARN_DAYS:
-        return warn("offsite.checked", text, hint, **details)
-    return ok("offsite.checked", text, **details)
+    return _due("offsite.checked", text, hint, days, DRILL_WARN_DAYS)

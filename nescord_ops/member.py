@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import signal
@@ -31,12 +32,13 @@ from nescord_ops.errors import OpsError, SettingsError
 from nescord_ops.history import PageRow
 from nescord_ops.results import Result
 from nescord_ops.settings import OF_A_VOLUME, SECRETS
-from nescord_ops.show import printable
+from nescord_ops.show import clipped, printable
 
 RUN_CHECK = "fleet.run"
 END_SECONDS = 10.0  # to clean up before it is killed, and to be gone after
 ANSWER_BYTES = 262_144
 TEXT_LIMIT, CHECKS_LIMIT, PAGES_LIMIT = 500, 3, 50
+_cut = functools.partial(clipped, letters=TEXT_LIMIT)
 _running: set[subprocess.Popen[bytes]] = set()
 
 
@@ -311,12 +313,6 @@ def _short(check: Check) -> Check:
         value=_cut(check.value) if isinstance(check.value, str) else check.value,
         limit=_cut(check.limit) if isinstance(check.limit, str) else check.limit,
     )
-
-
-def _cut(text: str) -> str:
-    """Text from the volume, safe to show and at most TEXT_LIMIT characters."""
-    text = printable(text)
-    return text if len(text) <= TEXT_LIMIT else f"{text[: TEXT_LIMIT - 1]}…"
 
 
 if __name__ == "__main__":

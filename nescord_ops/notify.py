@@ -35,11 +35,10 @@ if TYPE_CHECKING:
 
 NOTIFY, PING = OUR_SECRETS
 WHEN = ("failure", "change", "always")
-DISCORD_CHARACTERS = 2000  # discord.com/developers/docs/resources/webhook, Execute Webhook
 TRY_SECONDS = 10.0
 TOTAL_SECONDS = 30.0
 TRIES = 3
-_BODY_CHARACTERS = 1600
+_BODY_CHARACTERS = 1600  # Discord takes 2000 in all (Execute Webhook)
 _CLIP = 300
 _SUPPRESS_EMBEDS = 4  # the message's flag: no preview of an address that is in the text
 _DISCORD = re.compile(r"https?://[^/?#\s]+/api/(v\d+/)?webhooks/\d+/[\w-]+/?(\?[^#\s]*)?")
@@ -362,8 +361,7 @@ def _host(url: str) -> str:
 
 def _line(text: str) -> str:
     """Text from the volume as one line, and not a long one."""
-    line = " ".join(show.printable(text).split())
-    return line if len(line) <= _CLIP else f"{line[: _CLIP - 1]}…"
+    return show.clipped(" ".join(show.printable(text).split()), _CLIP)
 
 
 def _units(text: str) -> int:

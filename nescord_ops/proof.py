@@ -35,7 +35,6 @@ DAMAGE = {"database.integrity"} | {
     f"chroma.{name}" for name in ("integrity", "index", "vectors", "sequence")
 }
 CLIENT = {"chroma.roundtrip", "chroma.search"}
-GRAVITY = (Status.OK, Status.WARN, Status.UNKNOWN, Status.FAIL)
 SCRATCH_BYTES = 1 << 20  # for what is not the copy itself
 
 
@@ -328,7 +327,7 @@ def _examined(settings: Settings, backup: Backup, copy: Snapshot) -> Iterator[Ch
     for check in checks:
         if check.name == "chroma.search" and "no record" in check.summary:
             yield ok(check.name, check.summary)
-        elif GRAVITY.index(check.status) <= GRAVITY.index(before.get(check.name, Status.OK)):
+        elif not check.status.is_worse_than(before.get(check.name, Status.OK)):
             yield _as_it_was(check)
         else:
             yield dataclasses.replace(check, expected=False)

@@ -20,7 +20,6 @@ from typing import Any
 from nescord_ops import chroma, client, database, swap, verify, volume
 from nescord_ops.checks import Check, Status, ok
 from nescord_ops.errors import ChecksFailed, VolumeError
-from nescord_ops.proof import GRAVITY
 from nescord_ops.restore import MARGIN_BYTES, UNTOUCHED
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import Progress, Snapshot, copy_tree, scratch
@@ -106,7 +105,7 @@ def regressions(
     was = {check.name: check for check in before}
     for check in after:
         then = was.get(check.name, Check(check.name, Status.OK, ""))
-        worse = GRAVITY.index(check.status) > GRAVITY.index(then.status) and not check.expected
+        worse = check.status.is_worse_than(then.status) and not check.expected
         if check.limit == 0 and isinstance(check.value, int):
             allowed = backlog if check.name == "stores.backlog" else 0
             worse = check.value > int(then.value or 0) + allowed

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import PurePath
 from typing import Any, TypeVar
 
-from nescord_ops.show import SYMBOLS, Markup, amount, badge, moment, printable, table
+from nescord_ops.show import SYMBOLS, Markup, amount, badge, clipped, moment, table
 
 ITEMS = 50  # of a list that a result holds
 CELL_LETTERS = 1000
@@ -31,13 +31,13 @@ class Result:
     def __str__(self) -> str:
         shown = ((field.name, getattr(self, field.name)) for field in _fields(self))
         parts = [f"{_words(name)} {_text(name, value)}" for name, value in shown if value]
-        return _cut(f"{type(self).__name__}: {', '.join(parts)}", LINE_LETTERS)
+        return clipped(f"{type(self).__name__}: {', '.join(parts)}", LINE_LETTERS)
 
     def _repr_html_(self) -> str:
         return _fields_table(self)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        return {"text/plain": _cut(str(self), CELL_LETTERS), "text/html": self._repr_html_()}
+        return {"text/plain": clipped(str(self), CELL_LETTERS), "text/html": self._repr_html_()}
 
 
 class Listing(tuple[_T, ...]):
@@ -52,7 +52,7 @@ class Listing(tuple[_T, ...]):
         return _items_table(self)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        return {"text/plain": _cut(str(self), CELL_LETTERS), "text/html": self._repr_html_()}
+        return {"text/plain": clipped(str(self), CELL_LETTERS), "text/html": self._repr_html_()}
 
 
 def _fields(result: Any) -> list[dataclasses.Field[Any]]:
@@ -87,7 +87,7 @@ def _shown(name: str, value: Any, inside: bool) -> object:
         if all(_is_result(item) and type(item) is type(value[0]) for item in value):
             return Markup(_items_table(value))
         if not any(_is_result(item) or isinstance(item, tuple) for item in value):
-            return _cut(", ".join(str(_text("", item)) for item in value[:ITEMS]), CELL_LETTERS)
+            return clipped(", ".join(str(_text("", item)) for item in value[:ITEMS]), CELL_LETTERS)
     if isinstance(value, Mapping) and value:
         pairs = [(str(key), _text("", item)) for key, item in [*value.items()][:ITEMS]]
         return Markup(table(("", ""), pairs))
@@ -115,9 +115,9 @@ def _text(name: str, value: Any) -> object:
     if isinstance(value, Mapping | tuple | list | set | frozenset):
         return f"{len(value):,} of them" if value else "none"
     if _is_result(value):
-        return _cut(str(value), CELL_LETTERS)
+        return clipped(str(value), CELL_LETTERS)
     if isinstance(value, str | PurePath):
-        return _cut(str(value), CELL_LETTERS)
+        return clipped(str(value), CELL_LETTERS)
     return type(value).__name__
 
 
@@ -129,8 +129,3 @@ def _words(name: str) -> str:
     """Given a field's name, return its words without the unit, which the value has."""
     words = [word for word in name.split("_") if word not in ("bytes", "seconds", "usd")]
     return " ".join(words or [name]).capitalize()
-
-
-def _cut(text: str, letters: int) -> str:
-    text = printable(text)
-    return text if len(text) <= letters else f"{text[:letters]}…"

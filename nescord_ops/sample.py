@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from nescord_ops import chroma_build
+from nescord_ops.agreement import EMBEDDING_MODEL
 from nescord_ops.results import Result
 from nescord_ops.sample_schema import MIGRATIONS, SCHEMA, SEARCH
 from nescord_ops.sample_text import TOPICS, Topic
 from nescord_ops.settings import opened_by_bot
 
-EMBEDDING_MODEL = "models/text-embedding-004"
 SPAN = timedelta(days=240)
 QUIET = timedelta(hours=3)  # since the last note
 SYNC_DELAY = timedelta(seconds=40)

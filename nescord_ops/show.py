@@ -31,6 +31,12 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def clipped(text: str, letters: int) -> str:
+    """Given text from the volume, return it printable and at most `letters` long."""
+    text = printable(text)
+    return text if len(text) <= letters else f"{text[: letters - 1]}…"
+
+
 def count(number: int, one: str, many: str = "") -> str:
     """Given a number and a noun, return both, the noun in the number that the number has."""
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"

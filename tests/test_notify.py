@@ -165,7 +165,7 @@ def test_no_text_gets_out_of_its_code_block_or_over_discords_limit(
         patch.setattr(notify, "_request", lambda _, body: kept.append(body) or b"")
         notify._discord("https://discord.com/api/webhooks/1/x", sent)
     content = json.loads(kept[0])["content"]
-    assert len(content.encode("utf-16-le")) // 2 <= notify.DISCORD_CHARACTERS
+    assert len(content.encode("utf-16-le")) // 2 <= 2000
     opening, block, closing = content.split("```")
     assert closing == ""
     assert "`" not in block
