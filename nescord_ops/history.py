@@ -255,7 +255,7 @@ def import_database() -> Any:
         from sqlite_utils import Database
     finally:
         for name in hidden:
-            del sys.modules[name]
+            sys.modules.pop(name, None)  # an interrupt may come before it is there
     return Database
 
 

@@ -24,7 +24,7 @@ from nescord_ops.kernel import Nursery
 from nescord_ops.publish import Page
 from nescord_ops.results import Result
 from nescord_ops.settings import OF_A_VOLUME, OUR_SECRETS
-from nescord_ops.show import printable
+from nescord_ops.show import Text, printable
 
 if TYPE_CHECKING:
     from nescord_ops.runner import Executed, Kernels, Notebook
@@ -351,6 +351,10 @@ def _findings(content: Any) -> dict[str, Any] | None:
         document = json.loads(json.dumps(shown[-1]), parse_constant=lambda _: None)
         Status(document["status"])
         datetime.fromisoformat(document["generated_at"])
+        for check in document["checks"]:
+            # only pages know the exact values; in JSON, history and messages it is plain text
+            texts = (key for key in ("summary", "hint") if isinstance(check.get(key), str))
+            check |= {key: Text(check[key]) for key in texts}
         render.findings(document)
         whole = isinstance(document["settings"], dict) and isinstance(document["data"], dict)
     except (IndexError, KeyError, TypeError, ValueError, AttributeError):
