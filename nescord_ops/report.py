@@ -103,7 +103,9 @@ def run(
         # With jupyterlab's extras `import jsonschema` (nbformat does it) compiles a grammar for
         # three seconds; without that module only the optional check of `iri` formats is missing.
         sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
-        from nescord_ops import runner
+        # papermill's places in clouds: with boto3 8 MB more, with the others up to 40 MB
+        with memory.without("boto3", "azure", "gcsfs", "pyarrow", "github"):
+            from nescord_ops import runner
 
         options, parameters = _settled(options or {}, parameters or {}, demo=demo)
         notebooks = [runner.read(path, name) for name, path in paths.items()]
@@ -308,6 +310,7 @@ def _import_the_rest() -> None:
     """Import what the end needs while the kernels start: 0.8 s of imports cost nothing here."""
     history.import_database()
     render.warm_up()
+    memory.trim()
 
 
 def _document(notebook: Notebook, executed: Executed, began: datetime) -> dict[str, Any]:
