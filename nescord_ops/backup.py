@@ -88,6 +88,10 @@ class Pruned(Result):
     dry_run: bool
 
     def __str__(self) -> str:
+        return show.printable(self._told)
+
+    @property
+    def _told(self) -> str:
         done = "to remove" if self.dry_run else "removed"
         text = f"{show.count(len(self.removed), 'generation')} {done}, {len(self.kept)} kept"
         usd = show.dollars(self.usd_per_month)
@@ -95,7 +99,7 @@ class Pruned(Result):
 
     def _repr_html_(self) -> str:
         rows = (("Removed", ", ".join(self.removed)), ("Kept", ", ".join(self.kept)))
-        return show.table(("", "Generations"), rows, caption=str(self))
+        return show.table(("", "Generations"), rows, caption=self._told)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ class Check(Result):
         for field in ("name", "summary", "hint", "value", "limit"):
             seen = getattr(self, field)
             if isinstance(seen, str):
-                object.__setattr__(self, field, show.printable(seen))
+                object.__setattr__(self, field, show.Text(seen))
         if self.expected and self.status is not Status.UNKNOWN:
             raise ValueError(f"{self.name}: only an unknown can be expected")
 
@@ -131,7 +131,7 @@ def worst(statuses: Iterable[Status]) -> Status:
     return min(statuses, key=WORST_FIRST.index, default=Status.UNKNOWN)
 
 
-def headline(checks: Iterable[Check], name: str = "") -> str:
+def headline(checks: Iterable[Check], name: str = "") -> show.Text:
     """Given checks and the capability's name, return the verdict in one sentence, then the counts.
 
     Only what was looked at as far as it can be looked at here is called good: an expected unknown
@@ -154,7 +154,7 @@ def headline(checks: Iterable[Check], name: str = "") -> str:
     reasons = [c.summary for c in checks if c.status is Status.UNKNOWN and not c.expected]
     if status is Status.UNKNOWN and reasons:
         sentence += f" {reasons[0]}"
-    return sentence
+    return show.Text(sentence)
 
 
 # The answer to each capability's question: ok, warn, fail, unknown.
@@ -251,7 +251,7 @@ class Findings:
         return verdict(self.checks)
 
     @property
-    def headline(self) -> str:
+    def headline(self) -> show.Text:
         """The verdict in one sentence."""
         return headline(self.checks, self.name)
 
@@ -308,8 +308,13 @@ class Findings:
         return {
             "text/plain": str(self),
             "text/html": show.checks_table(self.headline, self.status, self.checks),
-            MIME: self.to_dict(),
+            MIME: self.to_dict() | {"checks": [_exactly(check) for check in self.checks]},
         }
+
+
+def _exactly(check: Check) -> dict[str, Any]:
+    """A check as JSON values, its sentences with the exact values of their amounts."""
+    return {**plain(check), "summary": f"{check.summary}", "hint": f"{check.hint}"}
 
 
 def plain(value: Any) -> Any:

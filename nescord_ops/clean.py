@@ -87,13 +87,13 @@ class Cleaning(Findings):
     seconds: float
 
     @property
-    def headline(self) -> str:
+    def headline(self) -> show.Text:
         """What happened, in one sentence, and the verdict."""
         promised = f"{show.size(self.promised_bytes)} ({show.dollars(self.usd_per_month)} a month)"
         text = f"Nothing was done. {promised} can be given back."
         if self.applied:
             text = f"The data takes {show.size(self.given_bytes)} less; promised were {promised}."
-        return f"{text} {super(Cleaning, self).headline}"
+        return show.Text(f"{text} {super(Cleaning, self).headline}")
 
 
 @dataclasses.dataclass(slots=True)

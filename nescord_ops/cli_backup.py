@@ -66,7 +66,8 @@ def list_(context: typer.Context) -> None:
         if found.problem:
             rows.insert(0, ("fail", "store.sqlite3", as_text(f"{found.problem}\n→ {found.hint}")))
         write_table(rows)
-        typer.echo(f"{len(found.backups)} backups; the store takes {show.size(found.store_bytes)}.")
+        takes = show.size(found.store_bytes)
+        typer.echo(f"{len(found.backups)} backups; the store takes {takes!s}.")
     raise typer.Exit((2 if found.busy else 1) if found.problem else 0)
 
 

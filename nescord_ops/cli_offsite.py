@@ -76,7 +76,7 @@ def list_(context: typer.Context, url: Url = "") -> None:
         return
     write_table([(str(copy.status), copy.id, as_text(copy.summary)) for copy in copies])
     total = sum(copy.stream_bytes for copy in copies)
-    typer.echo(f"{show.count(len(copies), 'copy', 'copies')} of {show.size(total)}.")
+    typer.echo(f"{show.count(len(copies), 'copy', 'copies')} of {show.size(total)!s}.")
 
 
 @app.command()

@@ -233,7 +233,7 @@ def _moved(measures: Iterable[Mapping[str, Any]]) -> list[str]:
         if before != now and each["unit"] != "days":
             by = each["now"] - each["before"]
             grown = show.quantity(abs(by), each["unit"])
-            said.append(f"{each['label']} {'+' if by > 0 else '−'}{grown} to {now}")
+            said.append(f"{each['label']} {'+' if by > 0 else '−'}{grown!s} to {now!s}")
     return said
 
 

@@ -129,7 +129,10 @@ class Cost(Findings):
 
     def tiers_table(self) -> Table:
         """The guide's three tiers at both prices."""
-        rows = [(f"{t.database_gb} GB", f"{t.chroma_gb} GB", *_both(t)) for t in self.tiers]
+        rows = [
+            (*(show.amount(gb * GB, "bytes") for gb in (t.database_gb, t.chroma_gb)), *_both(t))
+            for t in self.tiers
+        ]
         return Table(("Database", "Chroma", *self._prices()), rows, "US dollars a month")
 
     def plans_table(self) -> Table:

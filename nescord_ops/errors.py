@@ -19,6 +19,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from nescord_ops.show import printable
+
 _AGAIN = "run the cells above this one first: Run > Run All Above Selected Cell"
 _STOPPED = "run the cell again when you are ready; what it had begun was removed"
 _TRACE = "%tb in a new cell shows where; if you changed nothing, report what it says"
@@ -30,8 +32,8 @@ class OpsError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(printable(message))
+        self.hint = printable(hint)
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of a traceback: the message and the hint."""
@@ -102,7 +104,5 @@ def _show(
 
 def _lines(error: BaseException, hint: str) -> list[str]:
     """The message and the hint, without what a terminal would obey: both may quote the volume."""
-    from nescord_ops.show import printable
-
     lines = [printable(f"{type(error).__name__}: {error}".removesuffix(": "))]
     return [*lines, f"Try: {printable(hint)}"] if hint else lines

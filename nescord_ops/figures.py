@@ -58,8 +58,9 @@ class Figure:
     svg: str
     alt: str
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, str]:
-        return {"image/svg+xml": self.svg, "text/plain": show.printable(self.alt)}
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, str]]:
+        data = {"image/svg+xml": self.svg, "text/plain": show.printable(self.alt)}
+        return data, {"alt": f"{self.alt}"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -239,7 +240,8 @@ def _canvas(title: str, height_inches: float) -> Iterator[tuple[Any, Callable[[s
             buffer = io.StringIO()
             nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
             canvas.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-            return Figure(_labelled(buffer.getvalue(), title, alt), alt)
+            said = show.Text(alt)
+            return Figure(_labelled(buffer.getvalue(), title, said), said)
 
         yield axes, draw
 
@@ -259,7 +261,9 @@ def _empty(title: str, reason: str) -> Figure:
     """A picture of nothing says why, in one line."""
     with _canvas(title, 0.9) as (axes, draw):
         axes.set_axis_off()
-        axes.text(0, 0.5, textwrap.fill(reason, 70), va="center", transform=axes.transAxes)
+        axes.text(
+            0, 0.5, textwrap.fill(show.printable(reason), 70), va="center", transform=axes.transAxes
+        )
         return draw(reason)
 
 

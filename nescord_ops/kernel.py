@@ -137,7 +137,7 @@ def _serve() -> None:
     requests = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115
     told = json.loads(requests.readline())
     sys.path[:] = told["path"]
-    from nescord_ops import chroma_child
+    from nescord_ops import chroma_child, memory
 
     chroma_child.prepare(_fork)
     # A report needs no debugger: 10 MB and 0.1 s in every kernel, and its hooks in the notebook.
@@ -149,6 +149,7 @@ def _serve() -> None:
             _answer(json.loads(first))
         importlib.import_module(name)
     gc.collect()
+    memory.trim()
     gc.freeze()
     for line in iter(requests.readline, b""):
         _answer(json.loads(line))

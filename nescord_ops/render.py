@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import copy
-import html
 import re
 import sys
 import urllib.parse
@@ -59,7 +58,7 @@ def _banner(document: Mapping[str, Any]) -> dict[str, Any]:
     """What stands above the story: the verdict, three numbers, what to do, and all checks."""
     seen = findings(document)
     name, status = document["name"], Status(document["status"])
-    sentence, _, counts = checks.headline(seen, name).partition(". ")
+    sentence, _, counts = f"{checks.headline(seen, name)}".partition(". ")
     changed = _changes(document, seen)
     shown = Status.UNKNOWN if changed["unseen"] and not status.exit_code else status
     now = _made_at(document)
@@ -115,7 +114,7 @@ def _todo(
     told: set[str] = set()
     todo = []
     for check, names in chosen[:TODO_LIMIT]:
-        hint, command = check.hint, firstscreen.command(check.hint, tool)
+        hint, command = f"{check.hint}", firstscreen.command(check.hint, tool)
         if check.name.startswith("cause.") and hint and not hint.startswith("#"):
             hint, command = "The first command; the whole fix is below.", hint
         if command == hint.replace("nescord-ops", tool, 1):
@@ -125,7 +124,7 @@ def _todo(
         todo.append(
             {
                 "badge": show.badge(check.status),
-                "summary": show.exact(check),
+                "summary": show.titled(check.summary),
                 "hint": hint,
                 "command": "" if command in told else command,
                 "names": ", ".join(names),
@@ -223,7 +222,7 @@ def _difference(measure: Mapping[str, Any]) -> show.Amount:
         return show.amount(None, "")
     change = show.amount(abs(now - before), measure["unit"])
     sign = "+" if now > before else "−" if now < before else "±"
-    return show.Amount(f"{sign}{change}", f"{sign}{change.exact}")
+    return show.Amount(f"{sign}{change!s}", f"{sign}{change.exact}")
 
 
 def findings(document: Mapping[str, Any]) -> list[Check]:
@@ -289,7 +288,15 @@ def _environment() -> Any:
     import jinja2
 
     loader = jinja2.FileSystemLoader(TEMPLATES)
-    return jinja2.Environment(autoescape=True, loader=loader, trim_blocks=True, lstrip_blocks=True)
+    return jinja2.Environment(
+        autoescape=True, loader=loader, trim_blocks=True, lstrip_blocks=True, finalize=_finalized
+    )
+
+
+def _finalized(value: object) -> object:
+    """What a template shows: text with the exact values of its amounts."""
+    ours = isinstance(value, str) and not hasattr(value, "__html__")
+    return show.titled(f"{value}") if ours else value
 
 
 def filled(template: str, **values: Any) -> str:
@@ -310,14 +317,17 @@ def _exporter() -> Any:
         template_name="page",
         extra_template_basedirs=[str(TEMPLATES)],
         exclude_anchor_links=True,
-        filters={"plain": _plain, "best": _best, "alternative": _alternative, "image": _image},
+        filters={
+            **{"plain": _plain, "short": show.printable, "best": _best},
+            **{"alternative": _alternative, "image": _image},
+        },
     )
 
 
 def _plain(text: object) -> str:
     """Text of unknown origin as HTML: no ANSI, no controls, of a progress bar its last state."""
-    lines = (line.rstrip("\r").rpartition("\r")[2] for line in str(text).split("\n"))
-    return html.escape(show.printable("\n".join(lines)))
+    lines = (line.rstrip("\r").rpartition("\r")[2] for line in f"{text}".split("\n"))
+    return show.titled("\n".join(lines))
 
 
 def _best(data: Mapping[str, Any]) -> str:

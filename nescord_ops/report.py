@@ -24,7 +24,7 @@ from nescord_ops.kernel import Nursery
 from nescord_ops.publish import Page
 from nescord_ops.results import Result
 from nescord_ops.settings import OF_A_VOLUME, OUR_SECRETS
-from nescord_ops.show import printable
+from nescord_ops.show import Text, printable
 
 if TYPE_CHECKING:
     from nescord_ops.runner import Executed, Kernels, Notebook
@@ -103,7 +103,9 @@ def run(
         # With jupyterlab's extras `import jsonschema` (nbformat does it) compiles a grammar for
         # three seconds; without that module only the optional check of `iri` formats is missing.
         sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
-        from nescord_ops import runner
+        # papermill's places in clouds: with boto3 8 MB more, with the others up to 40 MB
+        with memory.without("boto3", "azure", "gcsfs", "pyarrow", "github"):
+            from nescord_ops import runner
 
         options, parameters = _settled(options or {}, parameters or {}, demo=demo)
         notebooks = [runner.read(path, name) for name, path in paths.items()]
@@ -308,6 +310,7 @@ def _import_the_rest() -> None:
     """Import what the end needs while the kernels start: 0.8 s of imports cost nothing here."""
     history.import_database()
     render.warm_up()
+    memory.trim()
 
 
 def _document(notebook: Notebook, executed: Executed, began: datetime) -> dict[str, Any]:
@@ -351,6 +354,10 @@ def _findings(content: Any) -> dict[str, Any] | None:
         document = json.loads(json.dumps(shown[-1]), parse_constant=lambda _: None)
         Status(document["status"])
         datetime.fromisoformat(document["generated_at"])
+        for check in document["checks"]:
+            # only pages know the exact values; in JSON, history and messages it is plain text
+            texts = (key for key in ("summary", "hint") if isinstance(check.get(key), str))
+            check |= {key: Text(check[key]) for key in texts}
         render.findings(document)
         whole = isinstance(document["settings"], dict) and isinstance(document["data"], dict)
     except (IndexError, KeyError, TypeError, ValueError, AttributeError):

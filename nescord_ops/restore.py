@@ -61,14 +61,15 @@ class Restored(Findings):
     dry_run: bool
 
     @property
-    def headline(self) -> str:
+    def headline(self) -> show.Text:
         """What happened, in one sentence, and the verdict on the copy."""
         where = " and ".join(map(str, self.placed))
         what = f"{self.backup_id} of {show.moment(self.taken_at)}"
         if self.dry_run:
-            return f"Nothing was done. {what} can be restored to {where}."
+            return show.Text(f"Nothing was done. {what} can be restored to {where}.")
         size = f"{show.size(self.size_bytes)} in {self.seconds:.1f} s"
-        return f"Restored {what} to {where} ({size}). {super(Restored, self).headline}"
+        text = f"Restored {what} to {where} ({size})."
+        return show.Text(f"{text} {super(Restored, self).headline}")
 
 
 def run(

@@ -2,6 +2,11 @@
 
 Results keep exact numbers with their unit; only this module turns them into words. Everything
 that is shown may come from the volume, so every string is escaped here.
+
+An amount keeps its exact value in a sentence: in an f-string it is a mark, the number and its unit
+between two control characters. `titled` turns a mark into short text with the exact value in its
+title, `printable` into the short text alone. What is shown is made of the number in the mark: a
+mark that comes from the volume is an amount that is written there, and nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +22,10 @@ if TYPE_CHECKING:
     from nescord_ops.checks import Check, Status
 
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_MARK = re.compile(r"\x0e(-?\d{1,20}(?:\.\d{1,20})?(?:e[-+]\d\d)?) (bytes|USD|s)\x0f")
+_CONTROL = re.compile(
+    rf"{_MARK.pattern}|[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
 _NUMBER = ' class="number"'
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d) UTC\b")
 _VERBATIM = re.compile(r"<(/?)(?:pre|code|time|style|title)\b")
@@ -27,8 +35,63 @@ SYMBOLS = {"ok": "✓", "warn": "▲", "fail": "✕", "unknown": "?"}
 
 def printable(text: str) -> str:
     """Given text from the volume, return it without ANSI, controls and half characters."""
-    text = _CONTROL.sub("\ufffd", _ANSI.sub("", text))
+    return _MARK.sub(_short, _marked(text))
+
+
+def titled(text: str) -> Markup:
+    """Given text as `printable` takes it, return it as HTML, amounts with their exact values."""
+    return Markup(_MARK.sub(_with_title, html.escape(_marked(f"{text}"))))
+
+
+def _marked(text: str) -> str:
+    text = _CONTROL.sub(lambda seen: seen[0] if seen[1] else "\ufffd", _ANSI.sub("", text))
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class Text(str):
+    """A sentence as `printable` returns it; it keeps its exact values in f-strings and in HTML."""
+
+    marked: str
+
+    def __new__(cls, text: str) -> Text:
+        marked = _marked(f"{text}")
+        self = super().__new__(cls, _MARK.sub(_short, marked))
+        self.marked = marked
+        return self
+
+    def __format__(self, spec: str) -> str:
+        return format(str(self), spec) if spec else self.marked
+
+
+class Amount(Text):
+    """A humanised quantity with its exact value, which HTML shows on hover."""
+
+    exact: str
+
+    def __new__(cls, text: str, exact: str = "", mark: str = "") -> Amount:
+        self = str.__new__(cls, text)
+        self.exact = exact
+        self.marked = mark if _MARK.fullmatch(mark) else text
+        return self
+
+
+def _exactly(value: int | float, unit: str, text: str) -> Amount:
+    return Amount(text, f"{value:,} {unit}", f"\x0e{value} {unit}\x0f")
+
+
+def _amount(seen: re.Match[str]) -> Amount:
+    """The amount that a mark is a mark of."""
+    value = int(seen[1]) if seen[1].lstrip("-").isdecimal() else float(seen[1])
+    return {"bytes": size, "USD": dollars, "s": span}[seen[2]](value)
+
+
+def _short(seen: re.Match[str]) -> str:
+    return str(_amount(seen))
+
+
+def _with_title(seen: re.Match[str]) -> str:
+    known = _amount(seen)
+    return f'<span title="{known.exact}">{known!s}</span>'
 
 
 def clipped(text: str, letters: int) -> str:
@@ -42,41 +105,41 @@ def count(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or f'{one}s'}"
 
 
-def size(count: int | float | None) -> str:
+def size(count: int | float | None) -> Amount:
     """Given bytes, return them as text in powers of 1000: 1_500_000 is `1.5 MB`."""
     if count is None:
-        return "unknown"
+        return Amount("unknown")
     value = float(count)
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if abs(value) < 999.5 or unit == "TB":
             break
         value /= 1000
-    if unit == "bytes":
-        return f"{value:,.0f} {unit}"
-    return f"{value:.3g} {unit}" if abs(value) < 99.95 else f"{value:.0f} {unit}"
+    digits = ",.0f" if unit == "bytes" else ".3g" if abs(value) < 99.95 else ".0f"
+    return _exactly(count, "bytes", f"{value:{digits}} {unit}")
 
 
-def dollars(amount: float | None) -> str:
+def dollars(amount: float | None) -> Amount:
     """Given US dollars, return text with cents, and more digits below one cent."""
     if amount is None:
-        return "unknown"
+        return Amount("unknown")
     digits = 2 if amount == 0 or abs(amount) >= 0.005 else 1 - math.floor(math.log10(abs(amount)))
     text = f"{abs(amount):,.{digits}f}"
-    return f"{'-' if amount < 0 else ''}${text.rstrip('0') if digits > 2 else text}"
+    text = f"{'-' if amount < 0 else ''}${text.rstrip('0') if digits > 2 else text}"
+    return _exactly(amount, "USD", text)
 
 
-def age(seconds: float | None) -> str:
+def age(seconds: float | None) -> Text:
     """Given an age in seconds, return it as `3 h ago`; the future is said to be one."""
     if seconds is None:
-        return "never"
-    return f"{span(seconds)} ago" if seconds >= 0 else f"in {span(seconds)}"
+        return Text("never")
+    return Text(f"{span(seconds)} ago" if seconds >= 0 else f"in {span(-seconds)}")
 
 
-def span(seconds: float) -> str:
+def span(seconds: float) -> Amount:
     """Given a length of time in seconds, return it in the unit that fits, without its sign."""
     steps = ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h"), (math.inf, 86_400, "days"))
     step, unit = next((step, unit) for limit, step, unit in steps if abs(seconds) < limit)
-    return f"{abs(seconds) / step:,.0f} {unit}"
+    return _exactly(seconds, "s", f"{abs(seconds) / step:,.0f} {unit}")
 
 
 def moment(when: datetime | None) -> str:
@@ -137,7 +200,7 @@ def _table(
         for column, cell in zip(map(printable, columns), first, strict=False)
     )
     body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in cells)
-    title = f"<caption>{html.escape(printable(caption))}</caption>" if caption else ""
+    title = f"<caption>{titled(caption)}</caption>" if caption else ""
     # a wide one scrolls on a phone, and must be reached with the keyboard then
     wide = ' tabindex="0" role="group" aria-label="Table"' if len(columns) >= WIDE else ""
     return (
@@ -171,17 +234,6 @@ class Html:
         return self.text or self.html
 
 
-class Amount(str):
-    """A humanised quantity with its exact value, which HTML shows on hover."""
-
-    exact: str
-
-    def __new__(cls, text: str, exact: str) -> Amount:
-        self = super().__new__(cls, text)
-        self.exact = exact
-        return self
-
-
 def amount(value: int | float | None, unit: str) -> Amount:
     """Given a value and its unit, return it for a table: short on screen, exact in the title."""
     exact = "" if value is None else f"{value:,} {unit}".strip()
@@ -199,8 +251,8 @@ def _cell(cell: object) -> str:
         title = f' title="{html.escape(cell.exact)}"' if cell.exact else ""
         return f"<td{_NUMBER}{title}>{html.escape(cell)}</td>"
     css = _NUMBER if _is_number(cell) else ""
-    text = f"{cell:,}" if isinstance(cell, int) else printable(str("" if cell is None else cell))
-    return f"<td{css}>{html.escape(text)}</td>"
+    text = f"{cell:,}" if isinstance(cell, int) else "" if cell is None else f"{cell}"
+    return f"<td{css}>{titled(text)}</td>"
 
 
 def checks_table(title: str, status: Status, checks: Iterable[Check]) -> str:
@@ -208,7 +260,7 @@ def checks_table(title: str, status: Status, checks: Iterable[Check]) -> str:
     ranked = _ranked(checks)
     bad = [check for check in ranked if not (check.status == "ok" or check.expected)]
     good = [check for check in ranked if check not in bad]
-    heading = f"{badge(status)} <strong>{html.escape(printable(title))}</strong>"
+    heading = f"{badge(status)} <strong>{titled(title)}</strong>"
     if not bad:
         return f"<details><summary>{heading}</summary>{checks_rows(good)}</details>"
     table = f"<p>{heading}</p>{checks_rows(bad)}"
@@ -227,8 +279,8 @@ def checks_rows(checks: Iterable[Check]) -> str:
             Markup(badge(check.status, "not checked" if check.expected else "")),
             Markup(_names(names)),
             Markup(
-                exact(check)
-                + (f'<div class="hint">→ {html.escape(check.hint)}</div>' if check.hint else "")
+                titled(check.summary)
+                + (f'<div class="hint">→ {titled(check.hint)}</div>' if check.hint else "")
             ),
         )
         for check, names in alike(_ranked(checks))
@@ -248,17 +300,6 @@ def alike(checks: Iterable[Check]) -> list[tuple[Check, list[str]]]:
         same = id(check) if alone else (check.summary, check.hint, check.expected)
         found.setdefault(same, (check, []))[1].append(check.name)
     return list(found.values())
-
-
-def exact(check: Check) -> str:
-    """A check's summary as HTML, the bytes or dollars that it judges with their exact value."""
-    text = html.escape(check.summary)
-    for value in (check.value, check.limit):
-        if check.unit in ("bytes", "USD") and isinstance(value, int | float):
-            short = html.escape(quantity(value, check.unit))
-            precise = f'<span title="{value:,} {check.unit}">{short}</span>'
-            text = re.sub(rf"(?<![\d.,$]){re.escape(short)}(?![\d%])", precise, text, count=1)
-    return text
 
 
 def dated(page: str, now: datetime) -> str:
@@ -281,13 +322,13 @@ def _ago(seen: re.Match[str], now: datetime) -> str:
         when = datetime.fromisoformat(f"{seen[1]}T{seen[2]}+00:00")
     except ValueError:
         return seen[0]
-    return f"{clock(when)}, {age((now - when).total_seconds())}"
+    return clock(when, f", {age((now - when).total_seconds())!s}")
 
 
-def clock(when: datetime) -> str:
-    """A time as HTML, in UTC to the minute."""
+def clock(when: datetime, more: str = "") -> str:
+    """A time as HTML, in UTC to the minute, and `more` that is said of it."""
     stamp = when.astimezone(UTC).isoformat(timespec="seconds")
-    return f'<time datetime="{stamp}">{moment(when)}</time>'
+    return f'<time datetime="{stamp}">{moment(when)}{more}</time>'
 
 
 def _ranked(checks: Iterable[Check]) -> list[Check]:

@@ -52,7 +52,7 @@ def trend(label: str, unit: str, points: Sequence[Point], *, missing: str) -> Tr
     if points[-1][1] is None:
         words += f"; not looked at on {_day(points[-1][0])}"
     line = svg(points, f"{label}: {words}") if len(seen) > 1 else show.Markup()
-    return Trend(label, now, words, line)
+    return Trend(label, now, show.Text(words), line)
 
 
 def svg(points: Sequence[Point], alternative: str) -> show.Markup:

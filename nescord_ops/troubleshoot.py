@@ -8,7 +8,6 @@ it. Nothing is repaired here: a fix is shown as commands for this very installat
 from __future__ import annotations
 
 import dataclasses
-import html
 import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -73,18 +72,18 @@ class Troubleshooting(Findings):
 
     def _plans(self) -> Iterator[tuple[Diagnosis, str]]:
         for number, each in enumerate(self.diagnoses):
-            yield each, show.printable(each.told(self.diagnoses[:number]))
+            yield each, each.told(self.diagnoses[:number])
 
     @property
     def text(self) -> str:
         """Every diagnosis with its evidence and its fix, for a terminal."""
-        return "\n\n".join(f"{each.says}\n{told}" for each, told in self._plans())
+        return show.printable("\n\n".join(f"{each.says}\n{told}" for each, told in self._plans()))
 
     def plans(self) -> show.Html:
         """Every diagnosis with its evidence and its fix, for a notebook."""
         parts = [
-            f"<h3>{show.badge(each.status)} {html.escape(each.says)}</h3>"
-            f"<pre class='plan'>{html.escape(told)}</pre>"
+            f"<h3>{show.badge(each.status)} {show.titled(each.says)}</h3>"
+            f"<pre class='plan'>{show.titled(told)}</pre>"
             for each, told in self._plans()
         ]
         return show.Html("".join(parts) or "<p>Nothing to repair.</p>", self.text)

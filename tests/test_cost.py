@@ -16,7 +16,7 @@ from conftest import MakeDemo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nescord_ops import capacity, cost, figures, prices
+from nescord_ops import capacity, cost, figures, prices, show
 from nescord_ops.capacity import Capacity
 from nescord_ops.checks import Check, Status
 from nescord_ops.cost import Cost
@@ -270,12 +270,13 @@ def test_a_figure_is_a_small_svg_with_a_text_alternative(
 ) -> None:
     still = dataclasses.replace(measured, growth=None, growth_unknown="no <b>notes</b> & none")
     for found in (measured, round_numbers, still):
-        shown = DRAWN[name](found)._repr_mimebundle_()
+        shown, metadata = DRAWN[name](found)._repr_mimebundle_()
         svg = shown["image/svg+xml"]
         root = ET.fromstring(svg)
         assert root.get("role") == "img"
         assert [child.tag for child in root][:2] == [f"{SVG}title", f"{SVG}desc"]
         assert root.findtext(f"{SVG}desc") == shown["text/plain"]
+        assert show.printable(metadata["alt"]) == shown["text/plain"]
         assert len(svg) < 15_000
         assert "currentColor" not in svg
         assert not [word for word in ("<script", "<!--", "<metadata", "url(http") if word in svg]

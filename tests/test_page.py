@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
@@ -29,6 +31,14 @@ CHANGES = {
         {"key": "x", "label": "New", "before": None, "now": 1, "unit": "USD"},
     ],
 }
+AMOUNT = re.compile(
+    r"(?<![\w.^])\d[\d,.]*(?:e\+\d+)? (?:kB|MB|GB|TB)\b|\$\d[\d,.]*\d"
+    r"|\b\d[\d,]* (?:s|min|h|days) (?:ago|old)\b"
+)
+# what a GB costs is written as it is, with all its digits
+UNIT_PRICE = re.compile(
+    r"\$[\d.]+ (?:of egress )?per GB|(?:at (?:the )?|At )?list price(?: of|,)? \$[\d.]+"
+)
 browser = pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
 
 
@@ -75,6 +85,43 @@ def faults_of(pages: list[Path], scheme: str, *rules: str) -> list[str]:
     return found
 
 
+class _Amounts(HTMLParser):
+    """The amounts of a page's text that stand in no element with an exact value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[tuple[str, bool]] = []
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        exact = any(name in ("title", "datetime") for name, _ in attrs)
+        # written by hand, in the code and above the story; the page's title has no elements
+        skipped = tag in ("style", "title", "pre") and dict(attrs).get("class") != "plan"
+        if tag not in ("meta", "link", "br", "img", "input", "hr", "path", "circle"):
+            self.open.append((tag, exact or skipped))
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.open and self.open.pop()[0] != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if not any(exact for _, exact in self.open):
+            self.found += AMOUNT.findall(UNIT_PRICE.sub("", data))
+
+
+def without_exact_value(html: str) -> list[str]:
+    """The humanised amounts and ages of a page that do not carry their exact value."""
+    parser = _Amounts()
+    parser.feed(html)
+    return parser.found
+
+
+def test_an_amount_without_its_exact_value_is_found() -> None:
+    assert without_exact_value("<p>1.2 GB for $0.25, <b title='x'>3 kB</b> 3 h ago</p>") == [
+        "1.2 GB", "$0.25", "3 h ago",
+    ]  # fmt: skip
+
+
 @browser
 def test_every_page_of_the_healthy_demo_is_small_and_usable_by_everybody(
     demo: MakeDemo, tmp_path: Path
@@ -91,7 +138,8 @@ def test_every_page_of_the_healthy_demo_is_small_and_usable_by_everybody(
         assert re.search(r'<a href="#part-1">', html)
         assert "<figcaption" in html or made.name not in ("capacity", "cost", "troubleshoot")
         assert re.search(r'title="[\d,]+ bytes"', html) or made.name in ("deploy", "troubleshoot")
-    assert re.search(r"UTC</time>, \d+ (s|min|h|days) ago", pages[3].read_text("utf-8"))
+        assert without_exact_value(html) == [], made.name
+    assert re.search(r"UTC, \d+ (s|min|h|days) ago</time>", pages[3].read_text("utf-8"))
     bad = [fail("a", "1 kB lost", "nescord-ops verify"), unknown("b", "c"), warn("d", "e", "f")]
     (tmp_path / "failing.html").write_text(page(bad, changes=CHANGES), "utf-8")
     pages.append(tmp_path / "failing.html")
@@ -188,8 +236,8 @@ def test_a_volume_that_is_not_here_is_not_called_safe() -> None:
 def test_since_when_and_what_changed_stand_on_the_page() -> None:
     html = page([fail("chroma.index", "gone", "restore")], changes=CHANGES)
     text = first_screen(html)
-    assert "Failing since 2026-11-20 03:00 UTC , 4 days ago" in text
-    assert "last healthy run 2026-11-19 03:00 UTC , 5 days ago" in text
+    assert "Failing since 2026-11-20 03:00 UTC, 4 days ago" in text
+    assert "last healthy run 2026-11-19 03:00 UTC, 5 days ago" in text
     assert "2026-01-01" not in text, "it does not fail now"
     assert '<a href="../20261123T030000Z/verify.html">' in html
     assert "<code>chroma.&lt;b&gt;</code>" in html
@@ -242,7 +290,7 @@ def test_times_say_how_long_ago_they_were_but_not_in_code() -> None:
     html = "<p>taken 2026-11-24 09:00 UTC</p><pre>2026-11-24 09:00 UTC</pre>"
     html += "<a title='2026-11-24 09:00 UTC'>2026-13-99 09:00 UTC</a>"
     said = show.dated(html, NOW)
-    time = '<time datetime="2026-11-24T09:00:00+00:00">2026-11-24 09:00 UTC</time>, 3 h ago'
+    time = '<time datetime="2026-11-24T09:00:00+00:00">2026-11-24 09:00 UTC, 3 h ago</time>'
     assert said == html.replace("taken 2026-11-24 09:00 UTC", f"taken {time}")
 
 
@@ -262,7 +310,40 @@ def test_a_long_table_is_folded_and_one_is_singular() -> None:
 
 
 def test_exact_amounts_stand_behind_the_short_ones() -> None:
-    check = warn("a", "12.6 MB of 5 GB used", "do", value=12_607_488, unit="bytes", limit=5 * 10**9)
-    used, size = "12,607,488 bytes", "5,000,000,000 bytes"
-    said = f'<span title="{used}">12.6 MB</span> of <span title="{size}">5 GB</span> used'
-    assert show.exact(check) == said
+    used, size = show.size(12_607_488), show.size(5 * 10**9)
+    check = warn("a", f"{used} of {size} used, {show.age(10_801)}", f"pay {show.dollars(0.2512)}")
+    assert check.summary == "12.6 MB of 5 GB used, 3 h ago", "plain text for everything but HTML"
+    assert json.dumps(checks.plain(check)["hint"]) == '"pay $0.25"'
+    assert show.titled(check.summary) == (
+        '<span title="12,607,488 bytes">12.6 MB</span> of '
+        '<span title="5,000,000,000 bytes">5 GB</span> used, '
+        '<span title="10,801 s">3 h</span> ago'
+    )
+    assert '<span title="0.2512 USD">$0.25</span>' in show.checks_rows([check])
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x0e5 bytes\x0f", '<span title="5 bytes">5 bytes</span>'),
+        ("\x0e<b> bytes\x0f", "\ufffd&lt;b&gt; bytes\ufffd"),
+        ("\x0e5 \x0f\x0e", "\ufffd5 \ufffd\ufffd"),
+        ("\x0e1e+999 s\x0f", "\ufffd1e+999 s\ufffd"),
+        ('\x0e1" onclick="x bytes\x0f', "\ufffd1&quot; onclick=&quot;x bytes\ufffd"),
+    ],
+)
+def test_text_that_imitates_an_amount_is_that_amount_or_no_amount(text: str, shown: str) -> None:
+    assert show.titled(text) == show.titled(show.Text(text)) == shown
+    assert not set("\x0e\x0f") & set(show.printable(text))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault", ["sparse-bloat", "large-wal", "orphan-segment", "old-backups-only"]
+)
+def test_every_amount_on_the_pages_of_a_faulty_demo_has_its_exact_value(
+    demo: MakeDemo, tmp_path: Path, fault: str
+) -> None:
+    run = report.run(options={"app_dir": str(demo(fault).app_dir)}, out=tmp_path / "reports")
+    for made in run.pages:
+        assert without_exact_value(made.html.read_text("utf-8")) == [], made.name
