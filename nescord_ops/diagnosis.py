@@ -99,9 +99,25 @@ def weigh(
 
 
 def ranked(found: Iterable[Diagnosis]) -> list[Diagnosis]:
-    """Return those that something speaks for: data in danger first, then the most likely."""
+    """Return those that something speaks for: data in danger first, then the most likely.
+
+    What is wrong with the data comes before what is wrong with its backups: a backup of damaged
+    data is not good, so a new one helps only behind the repair.
+    """
     supported = [each for each in found if each.score]
-    return sorted(supported, key=lambda each: (WORST_FIRST.index(each.status), -each.score))
+
+    def rank(each: Diagnosis) -> tuple[int, bool, int]:
+        return WORST_FIRST.index(each.status), each.symptoms == ("backup",), -each.score
+
+    ordered = sorted(supported, key=rank)
+    if not ordered or ordered[0].status is not Status.FAIL or ordered[0].symptoms == ("backup",):
+        return ordered
+    return [
+        dataclasses.replace(each, commands=("# when the data is repaired:", *each.commands))
+        if each.symptoms == ("backup",)
+        else each
+        for each in ordered
+    ]
 
 
 def fixes_of(checks: Sequence[Check], settings: Settings) -> tuple[Fix, ...]:

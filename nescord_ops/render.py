@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import dataclasses
 import html
 import re
 import sys
@@ -82,7 +83,7 @@ def _banner(document: Mapping[str, Any]) -> dict[str, Any]:
         ],
         **_todo(document, seen, three, changed["unseen"]),
         **changed,
-        "table": show.checks_rows(seen) if seen else "",
+        "table": _rows(seen, settings.command(document["settings"])) if seen else "",
         "total": len(seen),
         "generated_at": document["generated_at"],
         "time": show.moment(now),
@@ -124,8 +125,8 @@ def _todo(
             hint, command = "The first command; the whole fix is below.", hint
         if command == hint.replace("nescord-ops", tool, 1):
             hint = ""
-        bare = command.replace(tool, "nescord-ops", 1)
-        hint = hint.replace(f" ({bare})", "") if command else hint
+        if command:
+            hint = hint.replace(f" ({command.replace(tool, 'nescord-ops', 1)})", "")
         todo.append(
             {
                 "badge": show.badge(check.status),
@@ -138,7 +139,7 @@ def _todo(
         )
         told.add(command)
     behind = [
-        {"title": _behind(level, len(found)), "table": show.checks_rows(found)}
+        {"title": _behind(level, len(found)), "table": _rows(found, tool)}
         for level, found in levels.items()
         if found and level is not first
     ]
@@ -152,9 +153,7 @@ def _todo(
     elif first is not None:
         remark, command = "When it is done, look again:", f"{tool} verify"
     return {
-        "fixes": fixes,
-        "todo": todo,
-        "more": len(rest) - len(todo),
+        **{"fixes": fixes, "todo": todo, "more": len(rest) - len(todo)},
         "behind": behind,
         "quiet": word,
         "remark": remark,
@@ -182,6 +181,13 @@ def _fixes(
             }
         )
     return [each for each in found if each["checks"]]
+
+
+def _rows(seen: Sequence[Check], tool: str) -> str:
+    """The checks as a table, commands in the hints called so that they work from anywhere."""
+    return show.checks_rows(
+        dataclasses.replace(c, hint=c.hint.replace("nescord-ops ", f"{tool} ")) for c in seen
+    )
 
 
 def _behind(level: Status, number: int) -> str:
@@ -230,7 +236,7 @@ def _changes(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, An
         )
         for each in changes.get("measures") or ()
     ]
-    began = [at for name, at in (changes.get("since") or {}).items() if name in failed]
+    began = (at for name, at in (changes.get("since") or {}).items() if name in failed)
     return {
         "since": said,
         "unseen": len(unseen),

@@ -275,6 +275,14 @@ def test_a_command_is_taken_out_of_a_hint(hint: str, command: str) -> None:
     assert firstscreen.command(hint, "TOOL") == command
 
 
+def test_commands_in_the_table_of_checks_name_the_installation(demo: MakeDemo) -> None:
+    made = demo()
+    found = [warn("a", "b", "stopped: nescord-ops clean sync --apply"), fail("c", "d", "e")]
+    html = page(found, settings=settings.load(app_dir=made.app_dir).to_dict())
+    tool = f"nescord-ops --app-dir {made.app_dir}"
+    assert html.count(f"stopped: {tool} clean sync --apply") == 2, "behind, and in the table"
+
+
 def test_times_say_how_long_ago_they_were_but_not_in_code() -> None:
     html = "<p>taken 2026-11-24 09:00 UTC</p><pre>2026-11-24 09:00 UTC</pre>"
     html += "<a title='2026-11-24 09:00 UTC'>2026-13-99 09:00 UTC</a>"

@@ -21,6 +21,7 @@ from nescord_ops import backup, chroma_build, cli, fixes, sample, settings, trou
 from nescord_ops.causes import CAUSES, MESSAGES, SYMPTOMS
 from nescord_ops.checks import Status
 from nescord_ops.demo import Demo
+from nescord_ops.diagnosis import Diagnosis, ranked
 from nescord_ops.errors import SettingsError
 from nescord_ops.faults import FAULTS
 from nescord_ops.troubleshoot import Troubleshooting
@@ -97,6 +98,16 @@ def test_the_healthy_demo_has_no_cause_and_nothing_changes(demo: MakeDemo) -> No
         for c in verify.run(found.settings).checks
     )
     assert said["logs.read"].value == found.log.lines == 401
+
+
+def test_what_is_wrong_with_the_data_comes_before_its_backups() -> None:
+    found = (
+        Diagnosis(name, symptoms, "", Status.FAIL, score, (), (), ("fix",), "")
+        for name, symptoms, score in (("old", ("backup",), 9), ("torn", ("database",), 1))
+    )
+    ordered = ranked(found)
+    assert [each.name for each in ordered] == ["torn", "old"]
+    assert ordered[1].commands == ("# when the data is repaired:", "fix")
 
 
 def test_every_fault_has_its_cause() -> None:
