@@ -78,14 +78,14 @@ def deleted(stores: Stores) -> Iterator[Check]:
             LEAKED,
             "deleted notes are found by search",
             "deleted note is found by search",
-            "a known bug of the bot; with the bot stopped: nescord-ops clean deletions",
+            "a known bug of the bot; with the bot stopped: nescord-ops clean deletions --apply",
         ),
         (
             "stores.residue",
             RESIDUE,
             "test documents of the bot's own persistence check were left behind",
             "test document of the bot's own persistence check was left behind",
-            "harmless; with the bot stopped: nescord-ops clean residue",
+            "harmless; with the bot stopped: nescord-ops clean residue --apply",
         ),
         (
             "stores.foreign",
@@ -116,7 +116,7 @@ def sync(stores: Stores) -> Iterator[Check]:
         good="every row of sync_metadata belongs to its note",
         bad="rows of sync_metadata belong to no note, or to another one",
         one="row of sync_metadata belongs to no note, or to another one",
-        hint="harmless; with the bot stopped: nescord-ops clean sync",
+        hint="harmless; with the bot stopped: nescord-ops clean sync --apply",
     )
     hanging = stores.count(
         "SELECT count(*) FROM bot.sync_metadata m WHERE m.sync_status = 'syncing' AND "
@@ -160,7 +160,7 @@ def stale(stores: Stores) -> Iterator[Check]:
         bad=f"of {compared:,} notes were edited and Chroma kept the old text, such as {example}",
         one=f"of {compared:,} notes was edited and Chroma kept the old text: {example}",
         hint="a known bug of the bot (it adds, never updates); with the bot stopped: nescord-ops "
-        "clean stale, and it adds them anew",
+        "clean stale --apply, and it adds them anew",
     )
     yield none_of(
         "stores.hashes",

@@ -347,9 +347,9 @@ def _reclaimable(components: tuple[Component, ...], seen: Scan) -> Iterator[Recl
     """What does not have to be on the volume; only what takes bytes is named."""
     takes = {c.name: c for c in components if c.on_volume}
     ways = {
-        "database_free": "with the bot stopped: nescord-ops clean pages",
-        "chroma_free": "with the bot stopped: nescord-ops clean pages",
-        "chroma_orphans": "with the bot stopped: nescord-ops clean segments",
+        "database_free": "with the bot stopped: nescord-ops clean pages --apply",
+        "chroma_free": "with the bot stopped: nescord-ops clean pages --apply",
+        "chroma_orphans": "with the bot stopped: nescord-ops clean segments --apply",
     }
     for name, how in ways.items():
         if name in takes:
@@ -361,7 +361,7 @@ def _reclaimable(components: tuple[Component, ...], seen: Scan) -> Iterator[Recl
     if old and "bot_backups" in takes:
         size = takes["bot_backups"].allocated_bytes
         text = "once a newer backup is proven, move the older ones off the volume or delete them: "
-        text += "nescord-ops backup adopt, then nescord-ops clean backups"
+        text += "nescord-ops backup adopt, then nescord-ops clean backups --apply"
         yield Reclaimable(takes["bot_backups"].label, size, min(old, size), text)
     if "database_wal" in takes:
         text = "normal: the bot folds it in when it runs. It holds notes: never delete it by hand"

@@ -154,6 +154,12 @@ def headline(checks: Iterable[Check], name: str = "") -> show.Text:
     reasons = [c.summary for c in checks if c.status is Status.UNKNOWN and not c.expected]
     if status is Status.UNKNOWN and reasons:
         sentence += f" {reasons[0]}"
+    if (
+        name == "verify"
+        and not status.exit_code
+        and _volume_unseen({check.name: check for check in checks})
+    ):
+        sentence += " This is not Railway: whether a deploy keeps the data is not checked."
     return show.Text(sentence)
 
 
@@ -206,6 +212,30 @@ _TELLING = {
 }
 
 
+# Of failed checks, the gravest first: what begins so, what the data's danger is.
+_DANGERS = (
+    ("access.database", "the database is not where the bot looks for it"),
+    ("database.integrity database.file", "the database is damaged"),
+    ("database.", "the database is not the bot's, or not whole"),
+    ("chroma.collection chroma.dimension chroma.distance", "search does not work with it"),
+    ("chroma.", "vectors are lost or damaged"),
+    ("stores.", "vectors are lost"),
+    ("access.chroma access.volume", "the bot may not write it"),
+    ("location.", "it lies where a deploy may delete it"),
+    ("access.space", "the volume is full"),
+    ("backups.", "it has no good and recent backup"),
+)
+
+
+def _danger(checks: Iterable[Check]) -> str:
+    """What kind of danger the data is in, in a few words; empty where no failed check says."""
+    failed = [check.name for check in checks if check.status is Status.FAIL]
+    for beginnings, said in _DANGERS:
+        if any(name.startswith(tuple(beginnings.split())) for name in failed):
+            return said
+    return ""
+
+
 def _opening(checks: Iterable[Check], name: str, status: Status) -> str:
     """The verdict of a capability in one sentence."""
     seen = {check.name: check for check in checks}
@@ -225,8 +255,9 @@ def _opening(checks: Iterable[Check], name: str, status: Status) -> str:
         paid = bill.value if bill and isinstance(bill.value, int | float) else None
         sentence = sentence.format(f"{show.dollars(paid)} a month")
     if name == "verify" and status.exit_code == 0 and _volume_unseen(seen):
-        sentence = f"{sentence.replace('safe', 'sound')[:-1]}; no volume is here to compare with."
-    return sentence
+        sentence = sentence.replace("safe", "safe on this machine")
+    danger = _danger(seen.values()) if name == "verify" and status is Status.FAIL else ""
+    return f"{sentence[:-1]}: {danger}." if danger else sentence
 
 
 def _volume_unseen(seen: Mapping[str, Check]) -> bool:

@@ -36,12 +36,13 @@ class Number:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Facts:
-    """A document, with its checks by name and the time it was made."""
+    """A document, with its checks by name, the time it was made, and since when a check fails."""
 
     data: Mapping[str, Any]
     checks: Mapping[str, Check]
     now: datetime
     unseen: int = 0
+    began: datetime | None = None
 
     def value(self, name: str) -> int | float | None:
         """The number that a check saw; None if it was not made, or not looked at."""
@@ -60,13 +61,19 @@ class _Facts:
 
 
 def numbers(
-    name: str, data: Mapping[str, Any], checks: Sequence[Check], now: datetime, unseen: int = 0
+    name: str,
+    data: Mapping[str, Any],
+    checks: Sequence[Check],
+    now: datetime,
+    unseen: int = 0,
+    began: datetime | None = None,
 ) -> tuple[Number, ...]:
     """Given a document's name, data and checks, and when it was made, return its three numbers.
 
-    `unseen` checks failed when they were last looked at, and were not looked at again.
+    `unseen` checks failed when they were last looked at, and were not looked at again; what fails
+    now `began` to then, if that is known.
     """
-    facts = _Facts(data, {check.name: check for check in checks}, now, unseen)
+    facts = _Facts(data, {check.name: check for check in checks}, now, unseen, began)
     return tuple(number(facts) for number in _NUMBERS.get(name, _ANY))
 
 
@@ -115,14 +122,24 @@ def _copy(label: str, key: str) -> Callable[[_Facts], Number]:
         standing = facts.data.get("standing")
         if not isinstance(standing, Mapping):
             return Number(label)
-        taken = _moment(standing.get(key))
+        taken = moment(standing.get(key))
         if taken is None:
             return Number(label, "none", note=_kept(standing), status=Status.WARN)
         old = max(0.0, (facts.now - taken).total_seconds())
         status = Status.WARN if old > FRESH_DAYS * 86_400 else Status.OK
-        return Number(label, show.age(old), taken.isoformat(), "", status, taken)
+        note = _beside_failure(taken, facts) if key == "proven_taken_at" else ""
+        return Number(label, show.age(old), taken.isoformat(), note, status, taken)
 
     return number
+
+
+def _beside_failure(taken: datetime, facts: _Facts) -> str:
+    """Whether a proven backup is from before what fails now; a later one is whole by itself."""
+    if all(check.status is not Status.FAIL for check in facts.checks.values()):
+        return ""
+    if facts.began and taken < facts.began:
+        return "from before the failure; a drill restored it whole"
+    return "a drill restored it whole, whatever fails now"
 
 
 def _kept(standing: Mapping[str, Any]) -> str:
@@ -218,7 +235,7 @@ def _log(label: str, count: Callable[[Mapping[str, Any]], int]) -> Callable[[_Fa
         log = facts.data.get("log")
         if not isinstance(log, Mapping) or not log.get("files"):
             return Number(label, note="no log was read")
-        last = _moment(log.get("last_at"))
+        last = moment(log.get("last_at"))
         note = f"in the logs until {show.moment(last)}" if last else "in the logs"
         return Number(label, *_count(count(log), note, bad=Status.WARN))
 
@@ -246,7 +263,8 @@ def _sunset(facts: _Facts) -> Number:
     return Number(label, f"{max(0, days):,}", "", note, facts.status("config.sunset"))
 
 
-def _moment(text: object) -> datetime | None:
+def moment(text: object) -> datetime | None:
+    """A time as the documents write it; None for anything else."""
     try:
         return datetime.fromisoformat(str(text)).astimezone(UTC) if text else None
     except ValueError:

@@ -40,10 +40,14 @@ def script(fix: Iterable[str], names: dict[str, str]) -> tuple[str, ...]:
 def names(settings: Settings) -> dict[str, str]:
     """Return what the lines of a fix may name, each ready for a shell."""
     railway = settings.volume_mount is not None
-    stop, start, restart = "# stop the bot", "# start the bot", "# restart the bot"
+    how = "the way it was started (Ctrl-C, systemctl stop, docker stop)"
+    stop, start, restart = f"# stop the bot {how}", "# start the bot", "# restart the bot"
     if railway:
-        stop = "# set the start command to `sleep infinity`, redeploy, then in `railway ssh`:"
-        start = "# put the start command back and redeploy"
+        stop = (
+            "# stop the bot: in Railway's dashboard set the service's start command to `sleep"
+            " infinity` and redeploy; then `railway ssh` and in it:"
+        )
+        start = "# start the bot: put the start command back and redeploy"
         restart = "railway redeploy  # on your own machine"
     tool = command(settings.to_dict())
     base = {"tool": tool, "stop": stop, "start": start, "restart": restart}

@@ -211,7 +211,7 @@ def _orphans(capacity: Capacity) -> Check:
         good="every index directory is in use",
         bad=f"index directories belong to no collection: {size}, dead and billed",
         one=f"index directory belongs to no collection: {size}, dead and billed",
-        hint="with the bot stopped: nescord-ops clean segments",
+        hint="with the bot stopped: nescord-ops clean segments --apply",
     )
 
 

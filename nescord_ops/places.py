@@ -133,7 +133,7 @@ def access(settings: Settings) -> Iterator[Check]:
 
 
 def _absent(name: str, seen: volume.Place, wanted: str, variable: str) -> Check:
-    hint = f"check {variable}; a bot that never ran has none yet"
+    hint = f"check {variable}; nescord-ops troubleshoot says how to restore it, if the bot ever ran"
     if seen.kind == "denied":
         return unknown(name, f"{seen.path}: permission denied", "run it as the bot's user or root")
     return fail(name, f"{seen.path} should be a {wanted} and is {seen.kind}", hint)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import copy
+import dataclasses
+import html
 import re
 import sys
 import urllib.parse
@@ -62,7 +64,8 @@ def _banner(document: Mapping[str, Any]) -> dict[str, Any]:
     changed = _changes(document, seen)
     shown = Status.UNKNOWN if changed["unseen"] and not status.exit_code else status
     now = _made_at(document)
-    three = firstscreen.numbers(name, document["data"], seen, now, changed["unseen"])
+    facts = (document["data"], seen, now, changed["unseen"], changed["began"])
+    three = firstscreen.numbers(name, *facts)
     return {
         "name": name,
         "status": shown.value,
@@ -80,7 +83,7 @@ def _banner(document: Mapping[str, Any]) -> dict[str, Any]:
         ],
         **_todo(document, seen, three, changed["unseen"]),
         **changed,
-        "table": show.checks_rows(seen) if seen else "",
+        "table": _rows(seen, settings.command(document["settings"])) if seen else "",
         "total": len(seen),
         "generated_at": document["generated_at"],
         "time": show.moment(now),
@@ -111,16 +114,19 @@ def _todo(
     first = next((level for level in levels if levels[level]), None)
     chosen = show.alike(levels[first]) if first else []
     since = (document.get("changes") or {}).get("since") or {}
+    fixes = _fixes(document, chosen, since) if first is Status.FAIL else []
+    fixed = {name for each in fixes for name in each["checks"]}
+    rest = [(check, names) for check, names in chosen if check.name not in fixed]
     told: set[str] = set()
     todo = []
-    for check, names in chosen[:TODO_LIMIT]:
+    for check, names in rest[:TODO_LIMIT]:
         hint, command = f"{check.hint}", firstscreen.command(check.hint, tool)
         if check.name.startswith("cause.") and hint and not hint.startswith("#"):
             hint, command = "The first command; the whole fix is below.", hint
         if command == hint.replace("nescord-ops", tool, 1):
             hint = ""
-        bare = command.replace(tool, "nescord-ops", 1)
-        hint = hint.replace(f" ({bare})", "") if command else hint
+        if command:
+            hint = hint.replace(f" ({command.replace(tool, 'nescord-ops', 1)})", "")
         todo.append(
             {
                 "badge": show.badge(check.status),
@@ -133,25 +139,55 @@ def _todo(
         )
         told.add(command)
     behind = [
-        {"title": _behind(level, len(found)), "table": show.checks_rows(found)}
+        {"title": _behind(level, len(found)), "table": _rows(found, tool)}
         for level, found in levels.items()
         if found and level is not first
     ]
     word, remark, command = firstscreen.later(document["name"], three, tool)
     if unseen and document["name"] in ("verify", "capacity", "troubleshoot", "deploy"):
         remark, command = "Look again at what failed:", f"{tool} {document['name']}"
+    elif fixes and not rest:
+        remark, command = "When it is done, look again:", f"{tool} verify"
     elif first is not None and document["name"] != "troubleshoot":
         remark, command = "Causes, and their fixes as commands:", f"{tool} troubleshoot"
     elif first is not None:
         remark, command = "When it is done, look again:", f"{tool} verify"
     return {
-        "todo": todo,
-        "more": len(chosen) - len(todo),
+        **{"fixes": fixes, "todo": todo, "more": len(rest) - len(todo)},
         "behind": behind,
         "quiet": word,
         "remark": remark,
         "next": "" if command in told else command,
     }
+
+
+def _fixes(
+    document: Mapping[str, Any], chosen: Iterable[tuple[Check, list[str]]], since: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The fixes that a document has for its failed checks; see `diagnosis.Fix`."""
+    failed = {check.name: check for check, _ in chosen}
+    found = []
+    for fix in document["data"].get("fixes") or ():
+        checks = [name for name in fix["checks"] if name in failed]
+        began = min((since[name] for name in checks if name in since), default="")
+        found.append(
+            {
+                "badge": show.badge(Status.FAIL),
+                "says": fix["says"],
+                "checks": checks,
+                "since": _since(began),
+                "seen": [(name, show.exact(failed[name])) for name in checks],
+                "commands": fix["commands"],
+            }
+        )
+    return [each for each in found if each["checks"]]
+
+
+def _rows(seen: Sequence[Check], tool: str) -> str:
+    """The checks as a table, commands in the hints called so that they work from anywhere."""
+    return show.checks_rows(
+        dataclasses.replace(c, hint=c.hint.replace("nescord-ops ", f"{tool} ")) for c in seen
+    )
 
 
 def _behind(level: Status, number: int) -> str:
@@ -173,7 +209,7 @@ def _changes(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, An
     """Since when it fails, and what is different from the run before; see the report's contract."""
     changes = document.get("changes")
     if not changes:
-        return {"changes": None, "since": "", "unseen": 0}
+        return {"changes": None, "since": "", "unseen": 0, "began": None}
     failed = {check.name for check in seen if check.status is Status.FAIL}
     unseen = changes.get("unseen") or {}
     times = (_since(at) for name, at in (changes.get("since") or {}).items() if name in failed)
@@ -200,10 +236,13 @@ def _changes(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, An
         )
         for each in changes.get("measures") or ()
     ]
+    began = (at for name, at in (changes.get("since") or {}).items() if name in failed)
     return {
         "since": said,
         "unseen": len(unseen),
+        "began": firstscreen.moment(min(began, default="")),
         "changes": {
+            "same": len(failed),
             "previous": previous,
             "link": _link("..", changes["previous_run"], f"{document['name']}.html")
             if changes.get("previous_run")

@@ -248,7 +248,7 @@ def orphans(stores: Stores) -> Iterator[Check]:
         f"{show.size(size)}: {', '.join(d.name for d in found[:3])}",
         one=f"index directory belongs to no collection and takes {show.size(size)}: "
         f"{', '.join(d.name for d in found)}",
-        hint="dead weight; with the bot stopped: nescord-ops clean segments",
+        hint="dead weight; with the bot stopped: nescord-ops clean segments --apply",
     )
 
 

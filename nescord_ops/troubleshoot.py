@@ -8,17 +8,18 @@ it. Nothing is repaired here: a fix is shown as commands for this very installat
 from __future__ import annotations
 
 import dataclasses
+import html
 import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nescord_ops import fixes, holders, logs, show, verify
+from nescord_ops import diagnosis, fixes, holders, logs, show, verify
 from nescord_ops.causes import CAUSES, SYMPTOMS, Cause
-from nescord_ops.checks import WORST_FIRST, Check, Findings, Status, ok, unknown, warn
+from nescord_ops.checks import Check, Findings, Status, ok, unknown, warn
+from nescord_ops.diagnosis import BAD, Diagnosis, weigh
 from nescord_ops.errors import CaptureError, SettingsError
-from nescord_ops.results import Result
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import Progress, capture
 
@@ -26,36 +27,7 @@ if TYPE_CHECKING:
     from nescord_ops.figures import Figure
 
 LOGS_HINT = "railway logs > bot.txt, then: nescord-ops troubleshoot --logs bot.txt"
-_BAD = (Status.FAIL, Status.WARN)
 _SHOWN = 5  # of what speaks against a symptom
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Diagnosis(Result):
-    """A cause that something speaks for: `score` is the weight of the `evidence`.
-
-    `against` is what was looked at and speaks against it. `commands` are lines of a shell script,
-    those with `#` for a person; `confirm` is the command that shows whether it has helped.
-    """
-
-    name: str
-    symptoms: tuple[str, ...]
-    says: str
-    status: Status
-    score: int
-    evidence: tuple[str, ...]
-    against: tuple[str, ...]
-    commands: tuple[str, ...]
-    confirm: str
-
-    def told(self, before: Sequence[Diagnosis] = ()) -> str:
-        """The evidence, the fix and what confirms it, a line each; a fix told before is not."""
-        parts = (("Because", self.evidence), ("Against it", self.against))
-        said = [f"  {word}: {line}" for word, lines in parts for line in lines]
-        if self.commands in [other.commands for other in before]:
-            return "\n".join([*said, "  Fix: the same"])
-        commands = [f"    {line}" for line in self.commands]
-        return "\n".join([*said, "  Fix:", *commands, "  To confirm:", f"    {self.confirm}"])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -141,9 +113,8 @@ def run(
     checks = [*_seen(settings, depth, now, say), *_of_logs(log, bool(files)), _holders(settings)]
     names = fixes.names(settings)
     wanted = [cause for cause in CAUSES if symptom in ("", *cause.symptoms)]
-    found = (_diagnosis(cause, checks, log, names) for cause in wanted)
-    supported = [each for each in found if each.score]
-    ranked = sorted(supported, key=lambda each: (WORST_FIRST.index(each.status), -each.score))
+    found = (weigh(cause, checks, names, log) for cause in wanted)
+    ranked = diagnosis.ranked(found)
     shown = tuple(_conclusions(ranked, wanted, symptom, checks))
     return Troubleshooting(settings, shown, symptom, tuple(ranked), log)
 
@@ -199,37 +170,6 @@ def _holders(settings: Settings) -> Check:
     return ok("bot.holders", text, value=len(seen), unit="processes")
 
 
-def _diagnosis(
-    cause: Cause, checks: Sequence[Check], log: logs.Log, names: dict[str, str]
-) -> Diagnosis:
-    """Weigh everything that speaks for a cause, and for its contrary."""
-    score, evidence, against, worst = 0, [], [], [Status.OK]
-    for sign in cause.signs:
-        for check in checks:
-            if check.name != sign.check:
-                continue
-            line = f"{check.name}: {check.summary}"
-            if check.status in _BAD and re.search(sign.text, check.summary):
-                score += sign.weight
-                evidence.append(line)
-                worst.append(check.status)
-            elif check.status is Status.OK:
-                against.append(line)
-    said = [group for group in log.groups if group.message in cause.messages]
-    for group in said:
-        score += cause.messages[group.message]
-        times = f"{show.count(group.count, 'time')}, last {show.moment(group.last_at)}"
-        evidence.append(f"log, {times}: {group.example}")
-        worst.append(Status.WARN)
-    if cause.messages and log.files and not said:
-        against.append(f"{show.count(log.lines, 'line')} of logs: nothing of it")
-    return Diagnosis(
-        *(cause.name, cause.symptoms, cause.says, min(worst, key=WORST_FIRST.index), score),
-        *(tuple(evidence), tuple(dict.fromkeys(against)), fixes.script(cause.fix, names)),
-        f"{names['tool']} verify",
-    )
-
-
 def _conclusions(
     ranked: Sequence[Diagnosis],
     wanted: Sequence[Cause],
@@ -260,7 +200,7 @@ def _conclusions(
     explained = {sign.check for cause in CAUSES for sign in cause.signs}
     told = set()
     for check in checks:
-        bad = check.status in _BAD and check.name not in explained
+        bad = check.status in BAD and check.name not in explained
         unseen = check.status is Status.UNKNOWN and check.summary not in told
         if bad or unseen or check.name == "logs.read":
             told.add(check.summary)

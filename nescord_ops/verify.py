@@ -18,7 +18,17 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from nescord_ops import __version__, chroma, database, freshness, inventory, places, show, volume
+from nescord_ops import (
+    __version__,
+    chroma,
+    database,
+    diagnosis,
+    freshness,
+    inventory,
+    places,
+    show,
+    volume,
+)
 from nescord_ops.checks import RESTORE_PROVEN, Check, Findings, Status, fail, ok, unknown, warn
 from nescord_ops.errors import CaptureError, OpsError, SettingsError, VolumeError
 from nescord_ops.settings import Depth, Settings
@@ -43,7 +53,7 @@ class Verification(Findings):
 
     `capture_seconds` is the time to copy both stores, `lock_seconds` how long Chroma's writers
     waited for it; both None where nothing was captured. `standing` is how the backups stand, None
-    where that could not be looked at.
+    where that could not be looked at. `fixes` are what to type against what failed.
     """
 
     name = "verify"
@@ -55,6 +65,7 @@ class Verification(Findings):
     capture_seconds: float | None = None
     lock_seconds: float | None = None
     standing: freshness.Standing | None = None
+    fixes: tuple[diagnosis.Fix, ...] = ()
 
     def tables_by_size(self) -> show.Html:
         """Return the bot's tables with rows and bytes, largest first."""
@@ -84,39 +95,41 @@ def run(
         why = "not looked at in quick depth"
         hint = "nescord-ops verify --depth full"
         checks += [unknown(n, why, hint, expected=True) for n in (OUTLOOK, *DEEP)]
-        return Verification(settings, _with_command(checks, settings), "quick", standing=standing)
+        return _verification(settings, checks, "quick", standing)
     try:
         with capture(settings, progress) as snapshot:
             checks += _capture_checks(snapshot)
             checks += examine(snapshot, settings, round_trip=True)
             checks += _not_reached(checks)
             checks.append(_outlook(snapshot, settings, now))
-            tables = _tables(snapshot)
-            return Verification(
-                *(settings, _with_command(checks, settings), "full", tables),
+            return dataclasses.replace(
+                _verification(settings, checks, "full", standing),
+                tables=_tables(snapshot),
                 capture_seconds=snapshot.seconds,
                 lock_seconds=snapshot.lock_seconds,
-                standing=standing,
             )
     except CaptureError as error:
         checks.append(unknown("capture.moment", str(error), error.hint))
         checks += _not_reached(checks)
-    return Verification(settings, _with_command(checks, settings), "full", standing=standing)
+    return _verification(settings, checks, "full", standing)
+
+
+def _verification(
+    settings: Settings, checks: list[Check], depth: Depth, standing: freshness.Standing | None
+) -> Verification:
+    fixes = diagnosis.fixes_of(checks, settings)
+    judged = _with_command(checks, settings)
+    return Verification(settings, judged, depth, standing=standing, fixes=fixes)
 
 
 def _with_command(checks: list[Check], settings: Settings) -> tuple[Check, ...]:
-    """Name the backup in the hints that say to restore one, with the command that does it."""
+    """Say in the hints to restore a backup which one, or where none is proven what to do then."""
     if not any(RESTORE_PROVEN in check.hint for check in checks):
         return tuple(checks)
-    command = "nescord-ops backup list"
+    hint = "type what nescord-ops troubleshoot prints"
     with contextlib.suppress(OpsError):
         proven = inventory.listing(settings, looking=True).newest_proven
-        command = (
-            f"nescord-ops restore {proven.id}"
-            if proven
-            else "none is proven: nescord-ops troubleshoot says what to do"
-        )
-    hint = f"{RESTORE_PROVEN} ({command})"
+        hint = f"{RESTORE_PROVEN} (nescord-ops restore {proven.id})" if proven else hint
     return tuple(
         dataclasses.replace(check, hint=check.hint.replace(RESTORE_PROVEN, hint))
         for check in checks

@@ -821,7 +821,7 @@ def test_verify_names_the_proven_backup_where_it_says_to_restore_one(demo: MakeD
     assert f"(nescord-ops restore {proven.id})" in hint()
     with store.open_store(store_of(settings)) as opened:
         store.note(opened, proven.id, {"proven_at": None})
-    assert "(none is proven: nescord-ops troubleshoot says what to do)" in hint()
+    assert hint() == "stop the bot and type what nescord-ops troubleshoot prints: it cannot search"
 
 
 def test_a_backup_whose_drill_is_under_way_is_no_warning_for_half_an_hour(live: Settings) -> None:

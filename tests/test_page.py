@@ -171,12 +171,12 @@ def test_where_a_store_is_gone_the_cause_stands_alone_and_the_rest_is_behind_it(
     html = render.page(nbformat.v4.new_notebook(), document)
     above = html.partition('id="checks"')[0]
     todo = above[above.index('class="todo"') : above.index("</ol>")]
-    assert "Your data is not safe." in above
+    assert "Your data is not safe: vectors are lost or damaged." in above
     assert "should be a directory and is missing" in todo
     assert "could not be looked at" not in todo
     assert re.search(r"<summary>\d\d checks that could not be made", above)
     assert above.count("could not be looked at") == 1, "one line, with the names in it"
-    assert f"nescord-ops --app-dir {made.app_dir} troubleshoot</code>" in above
+    assert f"nescord-ops --app-dir {made.app_dir} verify</code>" in above
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -228,7 +228,9 @@ def test_the_verdict_answers_the_question_of_its_notebook(
 
 def test_a_volume_that_is_not_here_is_not_called_safe() -> None:
     found = [ok("a", "b"), unknown("location.volume", "not on Railway", expected=True)]
-    assert checks.headline(found, "verify").startswith("Your data is sound; no volume is here")
+    said = checks.headline(found, "verify")
+    assert said.startswith("Your data is safe on this machine. ")
+    assert said.endswith("This is not Railway: whether a deploy keeps the data is not checked.")
     found.append(unknown("c", "quick", "--depth full", expected=True))
     assert checks.headline(found, "verify").startswith("Nothing wrong in what was looked at.")
 
@@ -252,6 +254,41 @@ def test_since_when_and_what_changed_stand_on_the_page() -> None:
     assert "Since when is not known" in unknown_since
     assert "There is no earlier run to compare with." in unknown_since
     assert 'class="changes"' not in page([ok("a", "b")])
+
+
+@pytest.mark.parametrize(
+    ("failed", "danger"),
+    [
+        ("database.integrity backups.age", "the database is damaged"),
+        ("chroma.index", "vectors are lost or damaged"),
+        ("location.url backups.age", "it lies where a deploy may delete it"),
+        ("location.volume access.chroma_write", "the bot may not write it"),
+        ("backups.age", "it has no good and recent backup"),
+    ],
+)
+def test_the_verdict_says_what_kind_of_danger_it_is(failed: str, danger: str) -> None:
+    found = [fail(name, "seen", "do") for name in failed.split()]
+    assert checks.headline(found, "verify").startswith(f"Your data is not safe: {danger}. ")
+
+
+def test_the_fix_of_failed_checks_stands_once_as_lines_to_copy() -> None:
+    found = [fail("chroma.index", "gone", "x"), fail("chroma.vectors", "80 <lost>", "x")]
+    lines = ["# stop the bot", "nescord-ops restore ID --to '<b>'", "# start it"]
+    names = ["chroma.index", "chroma.vectors"]
+    standing = {"proven_taken_at": "2026-11-19T12:00:00+00:00"}
+    data = {"fixes": [{"says": "the index is gone", "checks": names, "commands": lines}]}
+    html = page(found, data=data | {"standing": standing}, changes=CHANGES | {"new": []})
+    text = first_screen(html)
+    assert text.count("nescord-ops restore ID --to '&lt;b&gt;'") == 1
+    assert '<code class="remark"># stop the bot</code>' in html
+    assert "Since 2026-11-20 03:00 UTC , 4 days ago; seen by these 2 checks: gone" in text
+    assert "When it is done, look again: nescord-ops verify" in text
+    assert "from before the failure; a drill restored it whole" in text
+    alone = page([*found, fail("stores.lost", "3 notes", "do this")], data=data)
+    assert "→ do this" in first_screen(alone)
+    assert "Causes, and their fixes as commands:" in first_screen(alone)
+    same = page(found, changes=CHANGES | {"new": [], "resolved": []})
+    assert "Not repaired: the same 2 checks fail as then." in first_screen(same)
 
 
 def test_a_hint_that_is_a_command_stands_there_once() -> None:
@@ -284,6 +321,14 @@ def test_a_command_that_stands_below_is_left_out_of_the_hint() -> None:
 )  # fmt: skip
 def test_a_command_is_taken_out_of_a_hint(hint: str, command: str) -> None:
     assert firstscreen.command(hint, "TOOL") == command
+
+
+def test_commands_in_the_table_of_checks_name_the_installation(demo: MakeDemo) -> None:
+    made = demo()
+    found = [warn("a", "b", "stopped: nescord-ops clean sync --apply"), fail("c", "d", "e")]
+    html = page(found, settings=settings.load(app_dir=made.app_dir).to_dict())
+    tool = f"nescord-ops --app-dir {made.app_dir}"
+    assert html.count(f"stopped: {tool} clean sync --apply") == 2, "behind, and in the table"
 
 
 def test_times_say_how_long_ago_they_were_but_not_in_code() -> None:

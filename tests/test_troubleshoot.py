@@ -21,6 +21,7 @@ from nescord_ops import backup, chroma_build, cli, fixes, sample, settings, trou
 from nescord_ops.causes import CAUSES, MESSAGES, SYMPTOMS
 from nescord_ops.checks import Status
 from nescord_ops.demo import Demo
+from nescord_ops.diagnosis import Diagnosis, ranked
 from nescord_ops.errors import SettingsError
 from nescord_ops.faults import FAULTS
 from nescord_ops.troubleshoot import Troubleshooting
@@ -99,6 +100,16 @@ def test_the_healthy_demo_has_no_cause_and_nothing_changes(demo: MakeDemo) -> No
     assert said["logs.read"].value == found.log.lines == 401
 
 
+def test_what_is_wrong_with_the_data_comes_before_its_backups() -> None:
+    found = (
+        Diagnosis(name, symptoms, "", Status.FAIL, score, (), (), ("fix",), "")
+        for name, symptoms, score in (("old", ("backup",), 9), ("torn", ("database",), 1))
+    )
+    ordered = ranked(found)
+    assert [each.name for each in ordered] == ["torn", "old"]
+    assert ordered[1].commands == ("# when the data is repaired:", "fix")
+
+
 def test_every_fault_has_its_cause() -> None:
     assert CAUSE_OF.keys() == FAULTS.keys()
     assert set(CAUSE_OF.values()) <= {cause.name for cause in CAUSES}
@@ -125,6 +136,11 @@ def test_each_fault_leads_to_its_cause_and_the_fix_makes_verify_well(
     found = run(made)
     first = found.diagnoses[0]
     assert first.name == CAUSE_OF[fault]
+    if fault in ("lost-vectors", "three-slash-url"):  # the page of verify offers the same
+        seen = verify.run(found.settings)
+        failed = {check.name for check in seen.checks if check.status is Status.FAIL}
+        assert [fix.commands for fix in seen.fixes] == [first.commands]
+        assert {*seen.fixes[0].checks} == failed
     if fault in HARMLESS:
         assert HARMLESS[fault] in first.says
         assert "no data is in danger" in first.says

@@ -90,7 +90,7 @@ def test_the_healthy_demo_turns_no_check(demo: MakeDemo) -> None:
     assert turned(result) == {}
     assert {c.name for c in result.checks if c.expected} == LOCATION
     assert result.status is Status.OK
-    assert result.headline.startswith("Your data is sound; no volume is here to compare with. 3 ")
+    assert result.headline.startswith("Your data is safe on this machine. 3 ")
     assert set(verify.DEEP) <= {c.name for c in result.checks}
 
 
