@@ -32,6 +32,7 @@ PICKLE = "index_metadata.pickle"
 _HEADER = struct.Struct("<i6QiI3QdQ")
 _CHUNK_BYTES = 8_000_000
 _KEY_BYTES = 1 << 16  # the longest id in an id map
+_MOST_LAYERS = 64  # of an index; each has a sixteenth of the elements of the one below
 # Opcodes that only make plain values; anything else could run code and is refused.
 _FRAMING = frozenset({"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"})
 _SCALARS = frozenset(
@@ -61,18 +62,44 @@ class Collection(Result):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Hnsw(Result):
-    """`header.bin` of one index: counts of elements, and byte offsets within one element."""
+    """`header.bin` of one index: counts of elements, and byte offsets within one element.
+
+    A search starts at element `entry` of `top_layer`; layer 0 has every element, with room for
+    `max_links0` links each, the layers above `max_links`.
+    """
 
     max_elements: int
     elements: int
     element_bytes: int
     label_offset: int
     data_offset: int
+    top_layer: int
+    entry: int
+    max_links: int
 
     @property
     def dimension(self) -> int:
         """Numbers in a vector (float32, 4 bytes each)."""
         return (self.label_offset - self.data_offset) // 4
+
+    @property
+    def max_links0(self) -> int:
+        """Links that an element has room for in the lowest layer."""
+        return (self.data_offset - 4) // 4
+
+    def element(self) -> Any:
+        """One element of `data_level0.bin` as a NumPy type; bit 0 of the flags is "deleted"."""
+        import numpy
+
+        links, vector = f"({self.max_links0},)<u4", f"({self.dimension},)<f4"
+        return numpy.dtype(
+            {
+                "names": ["count", "flags", "links", "vector", "label"],
+                "formats": ["<u2", "u1", links, vector, "<u8"],
+                "offsets": [0, 2, 4, self.data_offset, self.label_offset],
+                "itemsize": self.element_bytes,
+            }
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,13 +107,15 @@ class Vectors(Result):
     """What `data_level0.bin` holds: elements read, and how many of them are not usable.
 
     `broken` counts vectors with a number that is not finite, or in cosine space a length that is
-    not 1; `unknown_labels` elements that the id map does not name and that are not deleted.
+    not 1; `unknown_labels` elements that the id map does not name and that are not deleted;
+    `misled` elements whose links lead out of the index.
     """
 
     read: int
     broken: int
     unknown_labels: int
     missing_labels: int
+    misled: int
 
 
 def collections(connection: sqlite3.Connection) -> tuple[Collection, ...]:
@@ -195,19 +224,21 @@ def read_hnsw(directory: Path) -> Hnsw:
         raise VolumeError(f"{path} cannot be read: {error.strerror}") from error
     if len(raw) != _HEADER.size:
         raise VolumeError(f"{path} has {len(raw)} bytes, not {_HEADER.size}")
-    _, _, limit, count, size, label, data, *_ = _HEADER.unpack(raw)
-    whole = 0 < data < label <= size - 8 < 1 << 20  # a label takes 8 bytes
-    if not whole or (label - data) % 4:
+    _, _, limit, count, size, label, data, top, entry, links, *_ = _HEADER.unpack(raw)
+    whole = 4 < data < label <= size - 8 < 1 << 20  # a label takes 8 bytes
+    if not whole or data % 4 or (label - data) % 4:
         raise VolumeError(f"{path} is damaged: element of {size} bytes, vector at {data}..{label}")
     if count > limit:
         raise VolumeError(f"{path} is damaged: {count:,} elements, room for {limit:,}")
+    if count and (entry >= count or not 0 <= top <= _MOST_LAYERS or not 0 < links <= data // 4):
+        raise VolumeError(f"{path} is damaged: entry {entry:,} of layer {top}, {links:,} links")
     try:
         held = (directory / "data_level0.bin").stat().st_size // size
     except OSError as error:
         raise VolumeError(f"{directory.name}/data_level0.bin: {error.strerror}") from error
     if held < count:
         raise VolumeError(f"{directory.name}/data_level0.bin holds {held:,} of {count:,} elements")
-    return Hnsw(limit, count, size, label, data)
+    return Hnsw(limit, count, size, label, data, top, entry, links)
 
 
 def id_map(directory: Path) -> Iterator[tuple[str, int]]:
@@ -310,18 +341,11 @@ def read_vectors(directory: Path, header: Hnsw, labels: Iterable[int], *, unit: 
     """
     import numpy
 
-    element = numpy.dtype(
-        {
-            "names": ["links", "flags", "vector", "label"],
-            "formats": ["<u2", "u1", f"({header.dimension},)<f4", "<u8"],
-            "offsets": [0, 2, header.data_offset, header.label_offset],
-            "itemsize": header.element_bytes,
-        }
-    )
+    element, room = header.element(), numpy.arange(header.max_links0)
     named = numpy.sort(numpy.fromiter(labels, dtype="u8"))
     seen = numpy.zeros(len(named), dtype=bool)
     chunk = max(1, _CHUNK_BYTES // header.element_bytes)
-    broken = strangers = read = 0
+    broken = strangers = misled = read = 0
     path = directory / "data_level0.bin"
     try:
         with path.open("rb") as file:
@@ -341,9 +365,11 @@ def read_vectors(directory: Path, header: Hnsw, labels: Iterable[int], *, unit: 
                 known[known] = named[at[known]] == part["label"][known]
                 seen[at[known]] = True
                 strangers += int((alive & ~known).sum())
+                astray = (part["links"] >= header.elements) & (room < part["count"][:, None])
+                misled += int((astray.any(axis=1) | (part["count"] > len(room))).sum())
     except OSError as error:
         raise VolumeError(f"{path} cannot be read: {error.strerror}") from error
-    return Vectors(read, broken, strangers, int((~seen).sum()))
+    return Vectors(read, broken, strangers, int((~seen).sum()), misled)
 
 
 def segment_directories(root: Path) -> tuple[Path, ...]:

@@ -24,9 +24,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-NEAREST = 100  # how many results a record is looked for in
+NEAREST = 100  # how many results a record is looked for in; Chroma's own `search_ef`
+SAME = 1e-4  # records whose vectors are nearer than that are the same to a search
 BATCH = 500  # records fetched or deleted at once
-PROBE_COLLECTION = "nescord_ops_probe"
 PROBE_ID = "nescord_ops_probe_document"
 PROBE_TEXT = "永続性の確認 · a document that must be found again"
 _END_SECONDS = 10.0
@@ -180,35 +180,34 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     )
     if request["action"] == "delete":
         return _delete(client, request)
-    name = request["collection"]
+    collection = client.get_collection(request["collection"], embedding_function=None)
     vector = [
         (1.0 if i % 2 else -1.0) / request["dimension"] ** 0.5 for i in range(request["dimension"])
     ]
     if request["action"] == "plant":
-        if name == PROBE_COLLECTION:
-            collection = client.create_collection(name, embedding_function=None)
-        else:
-            collection = client.get_collection(name, embedding_function=None)
         collection.add(ids=[PROBE_ID], embeddings=[vector], documents=[PROBE_TEXT])
         return {"planted": True}
-    collection = client.get_collection(name, embedding_function=None)
     before = collection.count()
     held = collection.get(ids=[PROBE_ID], include=["documents"])
     nearest = collection.query(query_embeddings=[vector], n_results=1, include=["distances"])
     result: dict[str, Any] = {
         "found": held["documents"] == [PROBE_TEXT],
         "searched": nearest["ids"] == [[PROBE_ID]],
-        **_search(collection, request["sample"]),
+        "counted": request["records"] in (None, before - 1),
+        **_search(collection, request["sample"], with_vectors=request["with_vectors"]),
     }
     collection.delete(ids=[PROBE_ID])
     gone = not collection.get(ids=[PROBE_ID])["ids"]
     return {**result, "deleted": gone and collection.count() == before - 1}
 
 
-def _search(collection: Any, ids: list[str]) -> dict[str, int]:
-    """How many of the ids have document and vector, and how many are found by that vector."""
+def _search(collection: Any, ids: list[str], *, with_vectors: bool) -> dict[str, int]:
+    """How many of the ids have their document, and how many are found by their vector, if asked."""
     if not ids:
         return {}
+    if not with_vectors:
+        held = collection.get(ids=ids, include=["documents"])["documents"]
+        return {"fetched": len(held) - held.count(None)}
     held = collection.get(ids=ids, include=["documents", "embeddings"])
     fetched = nearest = 0
     for id_, document, vector in zip(
@@ -216,7 +215,7 @@ def _search(collection: Any, ids: list[str]) -> dict[str, int]:
     ):
         fetched += document is not None
         near = collection.query(query_embeddings=[vector], n_results=NEAREST, include=["distances"])
-        same = near["distances"][0] and near["distances"][0][0] < 1e-4
+        same = near["distances"][0] and near["distances"][0][0] < SAME
         nearest += bool(id_ in near["ids"][0] or same)
     return {"fetched": fetched, "nearest": nearest}
 

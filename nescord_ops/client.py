@@ -1,20 +1,24 @@
 """Chroma's own client, in child processes, on a copy: the proof that the store opens and searches.
 
-No process but `chroma_child` imports chromadb. A client changes the files that it opens and loads a
-whole index into memory (chromadb 1.5.9: 94 MB, and 150 MB more for 40,000 vectors of 768
-dimensions), so it never sees a live store, and an index that would not fit is left closed, which
-the check says. What a clean-up deletes is deleted from a copy as well, which is then swapped in.
+No process but `chroma_child` imports chromadb. A client changes the files that it opens, so it
+never sees a live store. It loads a whole index into memory, also to count or to fetch a document
+(chromadb 1.5.9: 94 MB, and 150 MB more for 40,000 vectors of 768 dimensions). An index above a
+fixed limit is therefore set aside and searched in its files, which the check says: memory does not
+grow with the store, and a large one can be proven in a small container. What a clean-up deletes is
+deleted from a copy as well, which is then swapped in.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import sqlite3
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from nescord_ops import chroma, chroma_child, memory, show
+from nescord_ops import chroma, chroma_child, database, graph, memory, show
 from nescord_ops.checks import RESTORE_PROVEN, Check, fail, ok, unknown
 from nescord_ops.errors import VolumeError
 from nescord_ops.stores import Stores
@@ -22,6 +26,7 @@ from nescord_ops.stores import Stores
 BASE_BYTES = 120_000_000  # a Python with chromadb imported
 INDEX_LIMIT_BYTES = 140_000_000  # keeps the child below 300 MB
 SAMPLE = 20
+STEPS = ("found", "searched", "counted", "deleted")  # of a round trip: all, or it failed
 RECALL_FLOOR = 0.25  # HNSW is approximate, worst in tight clusters; a lost index finds nothing
 TIMEOUT_SECONDS = 180.0
 # What says that Chroma was not let finish, by the memory or the disk: no verdict on the copy.
@@ -64,82 +69,159 @@ def ask(requests: list[dict[str, Any]], timeout_seconds: float = TIMEOUT_SECONDS
         return Answer({}, f"no child process could be started: {error.strerror}")
 
 
-def round_trip(stores: Stores, index_limit_bytes: float = INDEX_LIMIT_BYTES) -> Iterator[Check]:
+def round_trip(stores: Stores) -> Iterator[Check]:
     """Create a document in the copy, find it again in a new process, delete it; try a sample.
 
-    The document goes into the bot's collection, or, where that index is larger than the limit or
-    than the memory that is left, into a collection of its own; the sample is then not tried.
-    The sample is random, but that records without a vector come first.
+    Where the index takes more memory than INDEX_LIMIT_BYTES, or than is left, it is set aside: the
+    sample is then searched for in its files, and Chroma gives documents and counts only.
     """
     mine = stores.collection
     if not mine:
         return
-    size = _index_bytes(stores)
     room = memory.available_bytes()
-    small = size <= index_limit_bytes and (room is None or BASE_BYTES + size * 5 // 4 < room)
     if room is not None and room < BASE_BYTES:
         why = f"only {show.size(room)} of memory is left, Chroma needs {show.size(BASE_BYTES)}"
         yield unknown("chroma.roundtrip", why, expected=True)
         return
-    ids = [
-        str(id_)
-        for (id_,) in stores.connection.execute(
-            "SELECT embedding_id FROM vec.embeddings e WHERE segment_id = ? ORDER BY"
-            " EXISTS (SELECT 1 FROM hnsw WHERE id = e.embedding_id)"
-            " OR EXISTS (SELECT 1 FROM queued WHERE id = e.embedding_id), random() LIMIT ?",
-            (mine.metadata_segment, SAMPLE),
-        )
-    ]
+    size, limit = _index_bytes(stores), INDEX_LIMIT_BYTES
+    if room is not None:
+        limit = min(limit, (room - BASE_BYTES) * 4 // 5)
+    waiting = stores.count(
+        "SELECT count(*) FROM vec.embeddings_queue WHERE substr(topic, -36) = ? AND seq_id > ?",
+        *(mine.id, mine.metadata_seq or 0),
+    )
+    records = stores.count(
+        "SELECT count(*) FROM vec.embeddings WHERE segment_id = ?", mine.metadata_segment
+    )
+    if size > limit:
+        tried = _search_files(stores)
+        aside = f"the index's {show.size(size)} are more than the {show.size(limit)} of memory "
+        tried = dataclasses.replace(tried, aside=f"{aside}that Chroma may load")
+        _set_aside(stores)
+    else:
+        tried = Tried(_sample(stores))
     request: dict[str, Any] = {
         "directory": str(stores.root),
-        "collection": mine.name if small else chroma_child.PROBE_COLLECTION,
+        "collection": mine.name,
         "dimension": mine.dimension or stores.settings.dimension,
-        "sample": ids if small else [],
+        "records": None if waiting else records,
+        "sample": tried.ids,
+        "with_vectors": not tried.aside,
     }
-    found = ask([{**request, "action": "plant"}, {**request, "action": "find"}])
-    why = f"{mine.name} has no record to search for"
-    if not small:
-        why = f"not searched through Chroma: its index takes {show.size(size)} of memory; every "
-        why += "vector was read from the files instead"
-    yield from _judge(found, len(request["sample"]), why)
+    answer = ask([{**request, "action": "plant"}, {**request, "action": "find"}])
+    yield from _judge(answer, tried, records)
 
 
-def _judge(answer: Answer, sample: int, no_sample: str) -> Iterator[Check]:
-    seen = answer.result
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tried:
+    """A sample of ids, and where Chroma is not to search for it: why not, and what the files gave.
+
+    `found` counts those that were found in the index's files, `problem` says what is wrong there.
+    """
+
+    ids: list[str]
+    aside: str = ""
+    found: int = 0
+    problem: str = ""
+
+
+def _sample(stores: Stores) -> list[str]:
+    """Return some ids at random, but those without a vector first."""
+    assert stores.collection
+    rows = stores.connection.execute(
+        "SELECT embedding_id FROM vec.embeddings e WHERE segment_id = ? ORDER BY"
+        " EXISTS (SELECT 1 FROM hnsw WHERE id = e.embedding_id)"
+        " OR EXISTS (SELECT 1 FROM queued WHERE id = e.embedding_id), random() LIMIT ?",
+        (stores.collection.metadata_segment, SAMPLE),
+    )
+    return [str(id_) for (id_,) in rows]
+
+
+def _search_files(stores: Stores) -> Tried:
+    """Search the index's files for a sample of the vectors in them, by the graph in them."""
+    mine = stores.collection
+    assert mine
+    directory = stores.root / mine.vector_segment
+    try:
+        header = chroma.read_hnsw(directory) if directory.is_dir() else None
+        if not (header and header.elements):
+            return Tried([])
+        with graph.opened(directory, header, mine.distance) as index:
+            numbers = {index.label(number): number for number in index.sample(8 * SAMPLE)}
+            rows = stores.connection.execute(
+                f"SELECT id, label FROM hnsw WHERE label IN ({','.join('?' * len(numbers))})"
+                " AND EXISTS (SELECT 1 FROM vec.embeddings WHERE segment_id = ?"
+                " AND embedding_id = hnsw.id) LIMIT ?",  # without what was deleted since
+                (*numbers, mine.metadata_segment, SAMPLE),
+            ).fetchall()
+            found = sum(index.leads_to(numbers[label]) for _, label in rows)
+    except VolumeError as error:
+        return Tried([], problem=str(error).replace(f"{stores.root}/", ""))
+    return Tried([str(id_) for id_, _ in rows], found=found)
+
+
+def _set_aside(stores: Stores) -> None:
+    """Let Chroma find no vector in the copy but the newest: it would load them all.
+
+    A collection without an index and with an empty queue is to Chroma a new one with records.
+    """
+    mine = stores.collection
+    assert mine
+    directory = stores.root / mine.vector_segment
+    if directory.is_dir():
+        directory.rename(stores.root / "index-set-aside")
+    copy = sqlite3.connect(stores.root / chroma.DATABASE, isolation_level=None)
+    with contextlib.closing(copy), database.confined(copy):
+        copy.execute("DELETE FROM max_seq_id WHERE segment_id = ?", (mine.vector_segment,))
+        copy.execute(
+            "DELETE FROM embeddings_queue WHERE substr(topic, -36) = ? AND seq_id <= ?"
+            " AND seq_id < (SELECT max(seq_id) FROM embeddings_queue)",
+            (mine.id, mine.metadata_seq or 0),
+        )
+
+
+def _judge(answer: Answer, tried: Tried, records: int) -> Iterator[Check]:
+    seen, hint = answer.result, f"stop the bot and {RESTORE_PROVEN}"
     if any(words in answer.problem for words in NO_VERDICT):
         text = f"Chroma could not be let finish: {answer.problem}"
         hint = "see that there is memory, and room in TMPDIR, and run it again"
         yield unknown("chroma.roundtrip", text, hint)
         return
     if answer.problem:
-        hint = f"stop the bot and {RESTORE_PROVEN}"
         yield fail("chroma.roundtrip", f"Chroma cannot work with a copy: {answer.problem}", hint)
         return
-    if not (seen.get("found") and seen.get("searched") and seen.get("deleted")):
-        names = ("found", "searched", "deleted")
-        steps = ", ".join(f"{step}: {'yes' if seen.get(step) else 'no'}" for step in names)
-        yield fail(
-            "chroma.roundtrip",
-            f"a test document was not found again and deleted ({steps})",
-            f"stop the bot and {RESTORE_PROVEN}",
-        )
+    if not all(seen.get(step) for step in STEPS):
+        steps = ", ".join(f"{step}: {'yes' if seen.get(step) else 'no'}" for step in STEPS)
+        text = f"a test document beside {records:,} records was not found again and deleted"
+        yield fail("chroma.roundtrip", f"{text} ({steps})", hint)
         return
-    yield ok(
-        "chroma.roundtrip",
-        "a test document was created in a copy, found again by a new process, and deleted",
-    )
+    text = "a test document was created in a copy, found again by a new process, and deleted"
+    if tried.aside:
+        text += f", beside {show.count(records, 'record')} whose index was set aside"
+    yield ok("chroma.roundtrip", text)
+    yield _searched(seen, tried, records)
+
+
+def _searched(seen: dict[str, Any], tried: Tried, records: int) -> Check:
+    """Say how much of the sample was fetched and found, and by whom."""
+    sample, hint = len(tried.ids), f"stop the bot and {RESTORE_PROVEN}"
+    if tried.problem:
+        return fail("chroma.search", f"the index cannot be searched: {tried.problem}", hint)
     if not sample:
-        yield unknown("chroma.search", no_sample, expected=True)
-        return
-    fetched, found = int(seen.get("fetched", 0)), int(seen.get("nearest", 0))
+        why = "there is no record to search for"
+        if records:
+            why = f"not searched: no vector is in the index's files, and {tried.aside}"
+        return unknown("chroma.search", why, expected=True)
+    fetched, found = int(seen.get("fetched", 0)), int(seen.get("nearest", tried.found))
     text = f"of a sample of {sample} records {fetched} were fetched with their vectors and {found} "
-    text += "were found by them"
+    text += "were found by them (search is approximate)"
+    if tried.aside:
+        text = f"of a sample of {sample} records Chroma fetched {fetched}, and {found} were found "
+        text += f"by their vectors in the index's files, without Chroma, as {tried.aside}"
     details = {"value": found, "unit": "records", "limit": sample * RECALL_FLOOR}
     if fetched < sample or found < sample * RECALL_FLOOR:
-        hint = f"stop the bot and {RESTORE_PROVEN}"
-        yield fail("chroma.search", text, hint, **details)
-    else:
-        yield ok("chroma.search", f"{text} (search is approximate)", **details)
+        return fail("chroma.search", text, hint, **details)
+    return ok("chroma.search", text, **details)
 
 
 def _index_bytes(stores: Stores) -> int:

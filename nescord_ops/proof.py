@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import math
 import platform
 import sqlite3
 import stat
@@ -319,7 +318,7 @@ def _examined(settings: Settings, backup: Backup, copy: Snapshot) -> Iterator[Ch
     if backup.kind != BOT:  # the bytes are those of then, so what the bot put in them was so too
         before = dict.fromkeys({*verify.DEEP} - DAMAGE - CLIENT, Status.FAIL) | before
     before |= {f"{name}.integrity": Status.FAIL for name in BOTH if name not in backup.stores}
-    checks = [*_queue(copy, settings), *_deep(copy, settings)]
+    checks = [*_queue(copy, settings), *verify.examine(copy, settings, round_trip=True)]
     if copy.chroma and "chroma.roundtrip" not in {check.name for check in checks}:
         yield unknown(
             "chroma.roundtrip", "there was no collection to open", "see chroma.collection"
@@ -331,11 +330,6 @@ def _examined(settings: Settings, backup: Backup, copy: Snapshot) -> Iterator[Ch
             yield _as_it_was(check)
         else:
             yield dataclasses.replace(check, expected=False)
-
-
-def _deep(copy: Snapshot, settings: Settings) -> tuple[Check, ...]:
-    """Everything that verify examines, whatever the size of the index, if there is the memory."""
-    return verify.examine(copy, settings, round_trip=True, index_limit_bytes=math.inf)
 
 
 def _as_it_was(check: Check) -> Check:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 import sqlite3
 import stat
@@ -92,7 +91,7 @@ def _examined(
         if _delete(settings, root / "chromadb", []) != records:
             text = f"the {records['records']:,} records that stay would not be as they were"
             raise VolumeError(f"{text}; {UNTOUCHED}", _HINT)
-        return verify.examine(after, here, round_trip=True, index_limit_bytes=math.inf)
+        return verify.examine(after, here, round_trip=True)
 
 
 def regressions(

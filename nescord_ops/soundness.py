@@ -144,6 +144,7 @@ def index(stores: Stores) -> Iterator[Check]:
             (seen.broken, f"{seen.broken:,} vectors are not usable numbers"),
             (seen.missing_labels, f"{seen.missing_labels:,} vectors of the id map are missing"),
             (seen.unknown_labels, f"{seen.unknown_labels:,} vectors are not in the id map"),
+            (seen.misled, f"{seen.misled:,} vectors have links that lead out of the index"),
             (
                 mine.dimension and header.dimension != mine.dimension,
                 f"the index has {header.dimension} dimensions, its collection {mine.dimension}",

@@ -144,16 +144,12 @@ def _not_reached(checks: list[Check]) -> list[Check]:
 
 
 def examine(
-    snapshot: Snapshot,
-    settings: Settings,
-    *,
-    round_trip: bool = False,
-    index_limit_bytes: float | None = None,
+    snapshot: Snapshot, settings: Settings, *, round_trip: bool = False
 ) -> tuple[Check, ...]:
     """Given a snapshot, return the checks I1 to I12 of its copies, and Chroma's own if asked.
 
-    What damage makes unreadable is `unknown`, beside the `fail` that names the damage. Chroma is
-    not asked to load an index above the limit (default: client.INDEX_LIMIT_BYTES).
+    What damage makes unreadable is `unknown`, beside the `fail` that names the damage. A round
+    trip uses Chroma's copy up.
     """
     from nescord_ops import agreement, client, soundness, stores
 
@@ -187,8 +183,7 @@ def examine(
             for name, part in [*parts, *(between if joined.has_notes else [])]:
                 found += _guarded(name, lambda part=part: part(joined))  # type: ignore[misc]
             if round_trip:
-                limit = index_limit_bytes or client.INDEX_LIMIT_BYTES
-                found += _guarded("chroma.roundtrip", lambda: client.round_trip(joined, limit))
+                found += _guarded("chroma.roundtrip", lambda: client.round_trip(joined))
     except (sqlite3.DatabaseError, LookupError) as error:
         if database.of_the_machine(error):
             text = f"could not be read: {error}"

@@ -66,7 +66,7 @@ def live(demo: MakeDemo) -> Settings:
 @pytest.fixture
 def quick_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chroma's client is content and takes no time: for drills that are about something else."""
-    steps = dict.fromkeys(("found", "searched", "deleted"), True)
+    steps = dict.fromkeys(client.STEPS, True)
     answer = client.Answer({**steps, "fetched": client.SAMPLE, "nearest": client.SAMPLE})
     monkeypatch.setattr(client, "ask", lambda *_: answer)
 
@@ -410,6 +410,50 @@ def test_a_drill_of_persisted_vectors_reads_them_all(live: Settings) -> None:
     assert found.outcome == "ok"
     (index,) = [check for check in found.checks if check.name == "chroma.index"]
     assert index.value == 300
+
+
+def test_a_drill_proves_an_index_that_is_too_large_for_chroma_by_its_files(
+    live: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chroma_build.run(live.chroma_dir, "persist")
+    monkeypatch.setattr(client, "INDEX_LIMIT_BYTES", 900_000)  # the index takes 963,600
+    (identity,) = take(live)
+    found = backup.drill(live, identity)
+    seen = {check.name: check.summary for check in found.checks}
+    assert (found.outcome, found.reason) == ("ok", "")
+    assert seen["chroma.roundtrip"].endswith("beside 300 records whose index was set aside")
+    assert "a sample of 20 records Chroma fetched 20, and" in seen["chroma.search"]
+    assert seen["chroma.search"].endswith(
+        "in the index's files, without Chroma, as the index's 964 kB are more than the 900 kB of"
+        " memory that Chroma may load"
+    )
+
+
+def test_a_drill_by_the_files_fails_where_their_graph_leads_nowhere(
+    live: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chroma_build.run(live.chroma_dir, "persist")
+    (index,) = chroma.segment_directories(live.chroma_dir)
+    header = chroma.read_hnsw(index)
+    with (index / "data_level0.bin").open("r+b") as file:
+        for number in range(header.elements):
+            file.seek(number * header.element_bytes)
+            file.write(bytes(2))
+    monkeypatch.setattr(client, "INDEX_LIMIT_BYTES", 900_000)
+    (identity,) = take(live)
+    found = backup.drill(live, identity)
+    assert (found.outcome, statuses(found)["chroma.search"]) == ("failed", "fail")
+
+
+@pytest.mark.usefixtures("quick_client")
+def test_a_drill_whose_vectors_nobody_can_search_is_inconclusive(
+    live: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "INDEX_LIMIT_BYTES", 0)
+    (identity,) = take(live)
+    found = backup.drill(live, identity)
+    assert found.outcome == "inconclusive"
+    assert "no vector is in the index's files" in found.reason
 
 
 @pytest.mark.usefixtures("quick_client")

@@ -9,19 +9,28 @@ import struct
 from pathlib import Path
 
 import pytest
-from conftest import MakeDemo
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nescord_ops import chroma
+from nescord_ops import chroma, chroma_build, client, graph
+from nescord_ops.demo import Demo
 from nescord_ops.errors import VolumeError
 
 
+@pytest.fixture(scope="module")
+def persisted(base_demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Chroma directory with 300 vectors in its HNSW files, written by chromadb itself."""
+    root = tmp_path_factory.mktemp("persisted") / "chromadb"
+    shutil.copytree(base_demo.chroma_dir, root)
+    chroma_build.run(root, "persist")
+    return root
+
+
 @pytest.fixture
-def index(demo: MakeDemo) -> Path:
-    """A persisted HNSW directory, written by chromadb itself, whose id map is cut in half."""
-    made = demo("truncated-pickle")
-    (directory,) = chroma.segment_directories(made.chroma_dir)
+def index(persisted: Path, tmp_path: Path) -> Path:
+    """The HNSW files of a copy of that directory."""
+    shutil.copytree(persisted, tmp_path / "chromadb")
+    (directory,) = chroma.segment_directories(tmp_path / "chromadb")
     return directory
 
 
@@ -89,13 +98,53 @@ def test_damaged_vectors_are_counted(index: Path) -> None:
         struct.unpack_from("<Q", whole, n * header.element_bytes + header.label_offset)[0]
         for n in range(header.elements)
     ]
-    assert chroma.read_vectors(index, header, labels, unit=True) == chroma.Vectors(300, 0, 0, 0)
+    assert chroma.read_vectors(index, header, labels, unit=True) == chroma.Vectors(300, 0, 0, 0, 0)
     struct.pack_into("<f", whole, header.data_offset, float("nan"))
     struct.pack_into("<f", whole, header.element_bytes + header.data_offset, 2.0)
     struct.pack_into("<Q", whole, 2 * header.element_bytes + header.label_offset, 9999)
     data.write_bytes(whole)
-    assert chroma.read_vectors(index, header, labels, unit=True) == chroma.Vectors(300, 2, 1, 1)
+    assert chroma.read_vectors(index, header, labels, unit=True) == chroma.Vectors(300, 2, 1, 1, 0)
     assert chroma.read_vectors(index, header, labels, unit=False).broken == 1
+
+
+def led(index: Path) -> list[bool]:
+    """Which elements the graph in the files leads to."""
+    header = chroma.read_hnsw(index)
+    with graph.opened(index, header, "cosine") as opened:
+        return [opened.leads_to(number) for number in range(header.elements)]
+
+
+def test_a_search_of_the_files_finds_what_chroma_finds(index: Path) -> None:
+    header = chroma.read_hnsw(index)
+    with graph.opened(index, header, "cosine") as opened:
+        assert header.top_layer > 0
+        assert 0 < len(opened.upper) < header.elements / 4
+        assert len(set(opened.sample(20))) == 20
+    found, ids = sum(led(index)), [id_ for id_, _ in chroma.id_map(index)]
+    request = {
+        **{"directory": str(index.parent), "collection": "nescord_knowledge", "dimension": 768},
+        **{"sample": ids, "with_vectors": True, "records": None},
+    }
+    answer = client.ask([{**request, "action": "plant"}, {**request, "action": "find"}])
+    assert (answer.result["fetched"], answer.result["nearest"]) == (300, found)
+
+
+def test_a_graph_without_links_leads_nowhere_and_links_out_of_it_are_damage(index: Path) -> None:
+    header = chroma.read_hnsw(index)
+    data, lists = index / "data_level0.bin", index / "link_lists.bin"
+    whole = bytearray(data.read_bytes())
+    for number in range(header.elements):
+        whole[number * header.element_bytes : number * header.element_bytes + 2] = bytes(2)
+    data.write_bytes(whole)
+    assert sum(led(index)) <= header.elements / 4
+    struct.pack_into("<HHI", whole, header.entry * header.element_bytes, 1, 0, header.elements)
+    data.write_bytes(whole)
+    assert chroma.read_vectors(index, header, (), unit=True).misled == 1
+    with pytest.raises(VolumeError, match="leads out of the index"):
+        led(index)
+    lists.write_bytes(lists.read_bytes()[:100])
+    with pytest.raises(VolumeError, match=r"link_lists\.bin ends"):
+        led(index)
 
 
 def test_a_data_file_that_is_too_short_is_refused(index: Path) -> None:
