@@ -158,7 +158,7 @@ def test_a_line_breaks_where_a_run_could_not_look_and_says_so() -> None:
         "1 MB on 2026-11-24, 2 MB on 2026-11-27; lowest 1 MB, highest 3 MB; "
         "not looked at on 2026-11-28"
     )
-    assert f'aria-label="Size: {made.words}"' in made.svg
+    assert f'aria-label="Size: {made.words!s}"' in made.svg
 
 
 def test_many_points_become_few_and_no_peak_is_lost() -> None:
