@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from nescord_ops import checks, overlap, render, show
+from nescord_ops import checks, overlap, render, show, todo
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 
@@ -115,8 +115,8 @@ def page(out: Path, volumes: Sequence[Outcome], at: datetime) -> str:
         symbol=show.SYMBOLS[status],
         word=word,
         counts=counts,
-        todo=wanting[: render.TODO_LIMIT],
-        more=len(wanting) - render.TODO_LIMIT,
+        todo=wanting[: todo.TODO_LIMIT],
+        more=len(wanting) - todo.TODO_LIMIT,
         volumes=rows,
         generated_at=at.isoformat(),
         time=show.moment(at),

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import base64
 import copy
-import dataclasses
-import html
 import re
 import sys
 import urllib.parse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nescord_ops import __version__, checks, firstscreen, settings, show
+from nescord_ops import __version__, checks, firstscreen, settings, show, todo
 from nescord_ops.checks import MIME, Check, Status
 
 CSP = (
@@ -29,7 +27,6 @@ CSP = (
 )
 TEMPLATES = Path(__file__).with_name("templates")
 PREFERRED = ("text/html", "image/svg+xml", "image/png", "text/plain")
-TODO_LIMIT = 8
 
 
 def page(content: Any, document: Mapping[str, Any]) -> str:
@@ -81,9 +78,9 @@ def _banner(document: Mapping[str, Any]) -> dict[str, Any]:
             }
             for number in three
         ],
-        **_todo(document, seen, three, changed["unseen"]),
+        **todo.steps(document, seen, three, changed["unseen"]),
         **changed,
-        "table": _rows(seen, settings.command(document["settings"])) if seen else "",
+        "table": todo.rows(seen, settings.command(document["settings"])) if seen else "",
         "total": len(seen),
         "generated_at": document["generated_at"],
         "time": show.moment(now),
@@ -99,112 +96,6 @@ def _made_at(document: Mapping[str, Any]) -> datetime:
     return made.replace(tzinfo=made.tzinfo or UTC).astimezone(UTC)
 
 
-def _todo(
-    document: Mapping[str, Any],
-    seen: Iterable[Check],
-    three: Sequence[firstscreen.Number],
-    unseen: int,
-) -> dict[str, Any]:
-    """What to do: the worst first, with a command each; what has the same cause is behind it."""
-    tool = settings.command(document["settings"])
-    levels = {
-        level: [check for check in seen if check.status is level and not check.expected]
-        for level in checks.WORST_FIRST[:-1]
-    }
-    first = next((level for level in levels if levels[level]), None)
-    chosen = show.alike(levels[first]) if first else []
-    since = (document.get("changes") or {}).get("since") or {}
-    fixes = _fixes(document, chosen, since) if first is Status.FAIL else []
-    fixed = {name for each in fixes for name in each["checks"]}
-    rest = [(check, names) for check, names in chosen if check.name not in fixed]
-    told: set[str] = set()
-    todo = []
-    for check, names in rest[:TODO_LIMIT]:
-        hint, command = f"{check.hint}", firstscreen.command(check.hint, tool)
-        if check.name.startswith("cause.") and hint and not hint.startswith("#"):
-            hint, command = "The first command; the whole fix is below.", hint
-        if command == hint.replace("nescord-ops", tool, 1):
-            hint = ""
-        if command:
-            hint = hint.replace(f" ({command.replace(tool, 'nescord-ops', 1)})", "")
-        todo.append(
-            {
-                "badge": show.badge(check.status),
-                "summary": show.titled(check.summary),
-                "hint": hint,
-                "command": "" if command in told else command,
-                "names": ", ".join(names),
-                "since": _since(since.get(check.name)),
-            }
-        )
-        told.add(command)
-    behind = [
-        {"title": _behind(level, len(found)), "table": _rows(found, tool)}
-        for level, found in levels.items()
-        if found and level is not first
-    ]
-    word, remark, command = firstscreen.later(document["name"], three, tool)
-    if unseen and document["name"] in ("verify", "capacity", "troubleshoot", "deploy"):
-        remark, command = "Look again at what failed:", f"{tool} {document['name']}"
-    elif fixes and not rest:
-        remark, command = "When it is done, look again:", f"{tool} verify"
-    elif first is not None and document["name"] != "troubleshoot":
-        remark, command = "Causes, and their fixes as commands:", f"{tool} troubleshoot"
-    elif first is not None:
-        remark, command = "When it is done, look again:", f"{tool} verify"
-    return {
-        **{"fixes": fixes, "todo": todo, "more": len(rest) - len(todo)},
-        "behind": behind,
-        "quiet": word,
-        "remark": remark,
-        "next": "" if command in told else command,
-    }
-
-
-def _fixes(
-    document: Mapping[str, Any], chosen: Iterable[tuple[Check, list[str]]], since: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """The fixes that a document has for its failed checks; see `diagnosis.Fix`."""
-    failed = {check.name: check for check, _ in chosen}
-    found = []
-    for fix in document["data"].get("fixes") or ():
-        checks = [name for name in fix["checks"] if name in failed]
-        began = min((since[name] for name in checks if name in since), default="")
-        found.append(
-            {
-                "badge": show.badge(Status.FAIL),
-                "says": fix["says"],
-                "checks": checks,
-                "since": _since(began),
-                "seen": [(name, show.exact(failed[name])) for name in checks],
-                "commands": fix["commands"],
-            }
-        )
-    return [each for each in found if each["checks"]]
-
-
-def _rows(seen: Sequence[Check], tool: str) -> str:
-    """The checks as a table, commands in the hints called so that they work from anywhere."""
-    return show.checks_rows(
-        dataclasses.replace(c, hint=c.hint.replace("nescord-ops ", f"{tool} ")) for c in seen
-    )
-
-
-def _behind(level: Status, number: int) -> str:
-    """The title of what is folded behind the failures."""
-    if level is Status.WARN:
-        return show.count(number, "warning")
-    return f"{show.count(number, 'check')} that could not be made; look at the cause above first"
-
-
-def _since(text: object) -> str:
-    """A time of the history as the page says it; empty where it is none."""
-    try:
-        return show.moment(datetime.fromisoformat(str(text))) if text else ""
-    except (ValueError, OverflowError):
-        return ""
-
-
 def _changes(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, Any]:
     """Since when it fails, and what is different from the run before; see the report's contract."""
     changes = document.get("changes")
@@ -212,15 +103,15 @@ def _changes(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, An
         return {"changes": None, "since": "", "unseen": 0, "began": None}
     failed = {check.name for check in seen if check.status is Status.FAIL}
     unseen = changes.get("unseen") or {}
-    times = (_since(at) for name, at in (changes.get("since") or {}).items() if name in failed)
+    times = (todo.since(at) for name, at in (changes.get("since") or {}).items() if name in failed)
     since = min(filter(None, times), default="")
-    healthy, previous = _since(changes.get("last_healthy")), _since(changes.get("previous"))
+    healthy, previous = todo.since(changes.get("last_healthy")), todo.since(changes.get("previous"))
     said = ""
     if failed and since:
         said = f"Failing since {since}"
         said += f"; last healthy run {healthy}." if healthy else "; no healthy run is known."
     elif unseen:
-        times = (_since(each.get("since")) for each in unseen.values())
+        times = (todo.since(each.get("since")) for each in unseen.values())
         checked = show.count(len(unseen), "check")
         said = f"{checked} that failed ({', '.join(unseen)}) not looked at again"
         said += "".join(

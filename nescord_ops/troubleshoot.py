@@ -8,8 +8,6 @@ it. Nothing is repaired here: a fix is shown as commands for this very installat
 from __future__ import annotations
 
 import dataclasses
-import html
-import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path

@@ -1,0 +1,119 @@
+"""What a page says to do, first of all: the worst, with what to type, and what is behind it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from nescord_ops import checks, firstscreen, settings, show
+from nescord_ops.checks import Check, Status
+
+TODO_LIMIT = 8
+
+
+def steps(
+    document: Mapping[str, Any],
+    seen: Iterable[Check],
+    three: Sequence[firstscreen.Number],
+    unseen: int,
+) -> dict[str, Any]:
+    """What to do: the worst first, with a command each; what has the same cause is behind it."""
+    tool = settings.command(document["settings"])
+    levels = {
+        level: [check for check in seen if check.status is level and not check.expected]
+        for level in checks.WORST_FIRST[:-1]
+    }
+    first = next((level for level in levels if levels[level]), None)
+    chosen = show.alike(levels[first]) if first else []
+    began = (document.get("changes") or {}).get("since") or {}
+    fixes = _fixes(document, chosen, began) if first is Status.FAIL else []
+    fixed = {name for each in fixes for name in each["checks"]}
+    rest = [(check, names) for check, names in chosen if check.name not in fixed]
+    told: set[str] = set()
+    todo = []
+    for check, names in rest[:TODO_LIMIT]:
+        hint, command = f"{check.hint}", firstscreen.command(check.hint, tool)
+        if check.name.startswith("cause.") and hint and not hint.startswith("#"):
+            hint, command = "The first command; the whole fix is below.", hint
+        if command == hint.replace("nescord-ops", tool, 1):
+            hint = ""
+        if command:
+            hint = hint.replace(f" ({command.replace(tool, 'nescord-ops', 1)})", "")
+        todo.append(
+            {
+                "badge": show.badge(check.status),
+                "summary": show.titled(check.summary),
+                "hint": hint,
+                "command": "" if command in told else command,
+                "names": ", ".join(names),
+                "since": since(began.get(check.name)),
+            }
+        )
+        told.add(command)
+    behind = [
+        {"title": _behind(level, len(found)), "table": rows(found, tool)}
+        for level, found in levels.items()
+        if found and level is not first
+    ]
+    word, remark, command = firstscreen.later(document["name"], three, tool)
+    if unseen and document["name"] in ("verify", "capacity", "troubleshoot", "deploy"):
+        remark, command = "Look again at what failed:", f"{tool} {document['name']}"
+    elif fixes and not rest:
+        remark, command = "When it is done, look again:", f"{tool} verify"
+    elif first is not None and document["name"] != "troubleshoot":
+        remark, command = "Causes, and their fixes as commands:", f"{tool} troubleshoot"
+    elif first is not None:
+        remark, command = "When it is done, look again:", f"{tool} verify"
+    return {
+        **{"fixes": fixes, "todo": todo, "more": len(rest) - len(todo)},
+        "behind": behind,
+        "quiet": word,
+        "remark": remark,
+        "next": "" if command in told else command,
+    }
+
+
+def _fixes(
+    document: Mapping[str, Any], chosen: Iterable[tuple[Check, list[str]]], began: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """The fixes that a document has for its failed checks; see `diagnosis.Fix`."""
+    failed = {check.name: check for check, _ in chosen}
+    found = []
+    for fix in document["data"].get("fixes") or ():
+        names = [name for name in fix["checks"] if name in failed]
+        first = min((began[name] for name in names if name in began), default="")
+        found.append(
+            {
+                "badge": show.badge(Status.FAIL),
+                "says": fix["says"],
+                "checks": names,
+                "since": since(first),
+                "seen": [(name, show.titled(failed[name].summary)) for name in names],
+                "commands": fix["commands"],
+            }
+        )
+    return [each for each in found if each["checks"]]
+
+
+def rows(seen: Sequence[Check], tool: str) -> str:
+    """The checks as a table, commands in the hints called so that they work from anywhere."""
+    return show.checksrows(
+        dataclasses.replace(c, hint=f"{c.hint}".replace("nescord-ops ", f"{tool} ")) for c in seen
+    )
+
+
+def _behind(level: Status, number: int) -> str:
+    """The title of what is folded behind the failures."""
+    if level is Status.WARN:
+        return show.count(number, "warning")
+    return f"{show.count(number, 'check')} that could not be made; look at the cause above first"
+
+
+def since(text: object) -> str:
+    """A time of the history as the page says it; empty where it is none."""
+    try:
+        return show.moment(datetime.fromisoformat(str(text))) if text else ""
+    except (ValueError, OverflowError):
+        return ""
