@@ -99,7 +99,7 @@ def _fixes(
 
 def rows(seen: Sequence[Check], tool: str) -> str:
     """The checks as a table, commands in the hints called so that they work from anywhere."""
-    return show.checksrows(
+    return show.checks_rows(
         dataclasses.replace(c, hint=f"{c.hint}".replace("nescord-ops ", f"{tool} ")) for c in seen
     )
 
