@@ -281,7 +281,7 @@ def test_the_fix_of_failed_checks_stands_once_as_lines_to_copy() -> None:
     text = first_screen(html)
     assert text.count("nescord-ops restore ID --to '&lt;b&gt;'") == 1
     assert '<code class="remark"># stop the bot</code>' in html
-    assert "Since 2026-11-20 03:00 UTC , 4 days ago; seen by these 2 checks: gone" in text
+    assert "Since 2026-11-20 03:00 UTC, 4 days ago ; seen by these 2 checks: gone" in text
     assert "When it is done, look again: nescord-ops verify" in text
     assert "from before the failure; a drill restored it whole" in text
     alone = page([*found, fail("stores.lost", "3 notes", "do this")], data=data)
