@@ -342,7 +342,8 @@ def read_vectors(directory: Path, header: Hnsw, labels: Iterable[int], *, unit: 
     import numpy
 
     element, room = header.element(), numpy.arange(header.max_links0)
-    named = numpy.sort(numpy.fromiter(labels, dtype="u8"))
+    named = numpy.fromiter(labels, dtype="u8")
+    named.sort()
     seen = numpy.zeros(len(named), dtype=bool)
     chunk = max(1, _CHUNK_BYTES // header.element_bytes)
     broken = strangers = misled = read = 0

@@ -407,7 +407,7 @@ def table(results: Mapping[str, Any]) -> str:
     sizes = sorted(results, key=float)
     heads = [f"{results[size]['bytes'] / 1e9:.1f} GB" for size in sizes]
     lines = [
-        f"| seconds / CPU seconds / MB | {' | '.join(heads)} | CPU a GB, last / one before | load |"
+        f"| seconds / CPU seconds / MB | {' | '.join(heads)} | CPU a GB, last / first | load |"
     ]
     lines.append("|---" * (len(sizes) + 3) + "|")
     steps = list(dict.fromkeys(step for size in sizes for step in results[size]["steps"]))
@@ -425,7 +425,7 @@ def table(results: Mapping[str, Any]) -> str:
             )
             a_gigabyte.append(one["cpu_seconds"] / results[size]["bytes"])
             loads.append(f"{one['load']:.0f}")
-        ratio = f"{a_gigabyte[-1] / a_gigabyte[-2]:.2f}" if len(a_gigabyte) > 1 else ""
+        ratio = f"{a_gigabyte[-1] / a_gigabyte[0]:.2f}" if len(a_gigabyte) > 1 else ""
         lines.append(f"| {step} | {' | '.join(cells)} | {ratio} | {', '.join(loads)} |")
     return "\n".join(lines)
 
