@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 import time
 from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-from nescord_ops import chroma, chroma_child, memory, show
-from nescord_ops.checks import RESTORE_PROVEN, Check, fail, ok, unknown
+from nescord_ops import chroma, chroma_child, database, doubt, memory, show, volume
+from nescord_ops.checks import RESTORE_PROVEN, Check, Status, fail, ok, unknown
+from nescord_ops.database import MACHINE_HINT
 from nescord_ops.errors import VolumeError
 from nescord_ops.stores import Stores
 
@@ -30,6 +34,7 @@ NO_VERDICT = (
     *("disk is full", "disk I/O error", "No space left on device", "Input/output error"),
     *("Too many open files", "Cannot allocate memory", "MemoryError"),
 )
+NEWER = "a newer chromadb wrote the store"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,12 +69,15 @@ def ask(requests: list[dict[str, Any]], timeout_seconds: float = TIMEOUT_SECONDS
         return Answer({}, f"no child process could be started: {error.strerror}")
 
 
-def round_trip(stores: Stores, index_limit_bytes: float = INDEX_LIMIT_BYTES) -> Iterator[Check]:
+def round_trip(
+    stores: Stores, index_limit_bytes: float = INDEX_LIMIT_BYTES, *, sound: bool = False
+) -> Iterator[Check]:
     """Create a document in the copy, find it again in a new process, delete it; try a sample.
 
     The document goes into the bot's collection, or, where that index is larger than the limit or
     than the memory that is left, into a collection of its own; the sample is then not tried.
-    The sample is random, but that records without a vector come first.
+    The sample is random, but that records without a vector come first. Where Chroma fails although
+    the files are `sound`, its failure is doubted: see `_doubted`.
     """
     mine = stores.collection
     if not mine:
@@ -96,12 +104,54 @@ def round_trip(stores: Stores, index_limit_bytes: float = INDEX_LIMIT_BYTES) -> 
         "dimension": mine.dimension or stores.settings.dimension,
         "sample": ids if small else [],
     }
-    found = ask([{**request, "action": "plant"}, {**request, "action": "find"}])
     why = f"{mine.name} has no record to search for"
     if not small:
         why = f"not searched through Chroma: its index takes {show.size(size)} of memory; every "
         why += "vector was read from the files instead"
-    yield from _judge(found, len(request["sample"]), why)
+
+    def tried() -> list[Check]:
+        return [*_judge(_planted_and_found(request), len(request["sample"]), why)]
+
+    seen = tried()
+    if sound and Status.FAIL in {check.status for check in seen}:
+        seen = [*_doubted(stores)] or tried()
+    yield from seen
+
+
+def _planted_and_found(request: dict[str, Any]) -> Answer:
+    return ask([{**request, "action": "plant"}, {**request, "action": "find"}])
+
+
+def _doubted(stores: Stores) -> Iterator[Check]:
+    """Yield an unknown if it is not the copy that Chroma failed on; nothing if it may be.
+
+    Chroma works on an empty store beside the copy: if it fails there too it is Chroma or the disk,
+    and what it has made of that store tells which migrations it knows.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="control-", dir=stores.root.parent))
+    control = {"directory": str(directory), "collection": chroma_child.PROBE_COLLECTION}
+    try:
+        answer = _planted_and_found({**control, "dimension": 3, "sample": []})
+        known: set[tuple[str, int]] = set()
+        if not answer.problem:
+            with database.open_copy(directory / chroma.DATABASE) as connection:
+                known = chroma.migrations(connection)
+    finally:
+        volume.remove_tree(directory)
+    if answer.problem or not answer.result.get("searched"):
+        text = "Chroma could not be let finish: it fails on an empty store as well"
+        hint = "see that chromadb is installed whole (pip check), that there is memory, and room in"
+        problem = f": {answer.problem}" if answer.problem else ""
+        yield unknown("chroma.roundtrip", text + problem, f"{hint} TMPDIR")
+    elif newer := chroma.migrations(stores.connection, "vec") - known:
+        versions = [chroma.MIGRATED_BY[each] for each in newer if each in chroma.MIGRATED_BY]
+        here, least = metadata.version("chromadb"), max(versions, default="")
+        text = f"{NEWER} ({least or 'which, is not known'} or newer) than the one that is installed"
+        text += f" here ({here}), which cannot open it: that says nothing about the data"
+        wanted = f"'chromadb>={least}'" if least else "the chromadb that the bot has"
+        yield unknown("chroma.roundtrip", text, f"pip install {wanted}, and run it again")
+    elif why := doubt.unreadable(stores.snapshot):
+        yield unknown("chroma.roundtrip", f"the copy could not be read: {why}", MACHINE_HINT)
 
 
 def _judge(answer: Answer, sample: int, no_sample: str) -> Iterator[Check]:

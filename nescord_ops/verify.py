@@ -20,6 +20,7 @@ from pathlib import Path
 
 from nescord_ops import __version__, chroma, database, freshness, inventory, places, show, volume
 from nescord_ops.checks import RESTORE_PROVEN, Check, Findings, Status, fail, ok, unknown, warn
+from nescord_ops.doubt import suspects, unreadable, withdrawn
 from nescord_ops.errors import CaptureError, OpsError, SettingsError, VolumeError
 from nescord_ops.settings import Depth, Settings
 from nescord_ops.snapshot import Snapshot, capture
@@ -139,9 +140,28 @@ def examine(
 ) -> tuple[Check, ...]:
     """Given a snapshot, return the checks I1 to I12 of its copies, and Chroma's own if asked.
 
-    What damage makes unreadable is `unknown`, beside the `fail` that names the damage. Chroma is
-    not asked to load an index above the limit (default: client.INDEX_LIMIT_BYTES).
+    What damage makes unreadable is `unknown`, beside the `fail` that names the damage, which is
+    seen twice before it is believed: see `doubt`. Chroma is not asked to load an index above the
+    limit (default: client.INDEX_LIMIT_BYTES).
     """
+    from nescord_ops import client
+
+    limit = (index_limit_bytes or client.INDEX_LIMIT_BYTES) if round_trip else None
+    found = _examined(snapshot, settings, limit)
+    if not suspects(found):
+        return found
+    if why := unreadable(snapshot):
+        return withdrawn(found, why)
+    again = _examined(snapshot, settings, None)
+    if suspects(again):
+        return found  # not `again`: Chroma has written to the copy since
+    return again if limit is None else _examined(snapshot, settings, limit)
+
+
+def _examined(
+    snapshot: Snapshot, settings: Settings, limit_bytes: float | None
+) -> tuple[Check, ...]:
+    """One look at everything; at Chroma's client only with a limit for its index."""
     from nescord_ops import agreement, client, soundness, stores
 
     found: list[Check] = []
@@ -173,9 +193,11 @@ def examine(
         with stores.join(snapshot, settings) as joined:
             for name, part in [*parts, *(between if joined.has_notes else [])]:
                 found += _guarded(name, lambda part=part: part(joined))  # type: ignore[misc]
-            if round_trip:
-                limit = index_limit_bytes or client.INDEX_LIMIT_BYTES
-                found += _guarded("chroma.roundtrip", lambda: client.round_trip(joined, limit))
+            if limit_bytes is not None:
+                limit, sound = limit_bytes, not suspects(found)
+                found += _guarded(
+                    "chroma.roundtrip", lambda: client.round_trip(joined, limit, sound=sound)
+                )
     except (sqlite3.DatabaseError, LookupError) as error:
         if database.of_the_machine(error):
             text = f"could not be read: {error}"
@@ -219,7 +241,9 @@ def glance(snapshot: Snapshot, settings: Settings) -> tuple[Check, ...]:
                 raise CaptureError(f"the copy: {error}", database.MACHINE_HINT) from error
             text = f"the store cannot be read: {error}"
             found.append(fail("chroma.sequence", text, "nescord-ops verify says what is wrong"))
-        return (*(check for page in pages for check in page.result()), *found)
+        found = [*(check for page in pages for check in page.result()), *found]
+    why = unreadable(snapshot) if suspects(found) else ""
+    return withdrawn(found, why) if why else tuple(found)
 
 
 def _guarded(name: str, part: Callable[[], Iterable[Check]]) -> list[Check]:
@@ -228,7 +252,9 @@ def _guarded(name: str, part: Callable[[], Iterable[Check]]) -> list[Check]:
     try:
         found.extend(part())
     except (sqlite3.Error, OpsError, OSError, ValueError) as error:
-        hint = "see the failed checks first"
+        hint = getattr(error, "hint", "") or "see the failed checks first"
+        if isinstance(error, OSError) or database.of_the_machine(error):
+            hint = database.MACHINE_HINT
         found.append(unknown(name, f"could not be read: {show.printable(str(error))}", hint))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -450,3 +451,18 @@ def test_verify_holds_while_a_writer_works(demo: MakeDemo) -> None:
         thread.join()
     assert errors == []
     assert set(seen) <= {"database.wal"}
+
+
+def test_a_store_that_a_newer_chromadb_wrote_is_not_called_damaged(demo: MakeDemo) -> None:
+    made = demo()
+    found = settings.load(app_dir=made.app_dir)
+    with contextlib.closing(sqlite3.connect(found.chroma_dir / "chroma.sqlite3")) as db:
+        for number in (90, 91):
+            row = ("sysdb", number, f"000{number}-of-tomorrow.sqlite.sql", "", "")
+            db.execute("INSERT INTO migrations VALUES (?, ?, ?, ?, ?)", row)
+        db.commit()
+    result = run(made.app_dir)
+    assert result.status is Status.UNKNOWN
+    check = next(c for c in result.checks if c.name == "chroma.roundtrip")
+    assert "newer chromadb wrote the store" in check.summary
+    assert "pip install" in check.hint
