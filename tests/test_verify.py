@@ -457,9 +457,11 @@ def test_a_store_that_a_newer_chromadb_wrote_is_not_called_damaged(demo: MakeDem
     made = demo()
     found = settings.load(app_dir=made.app_dir)
     with contextlib.closing(sqlite3.connect(found.chroma_dir / "chroma.sqlite3")) as db:
-        for number in (90, 91):
-            row = ("sysdb", number, f"000{number}-of-tomorrow.sqlite.sql", "", "")
-            db.execute("INSERT INTO migrations VALUES (?, ?, ?, ?, ?)", row)
+        row = ("sysdb", 11, "00011-of-tomorrow.sqlite.sql", "", "")
+        db.execute("INSERT INTO migrations VALUES (?, ?, ?, ?, ?)", row)
+        columns = [name for _, name, *_ in db.execute("PRAGMA table_info(collections)")]
+        column = "schema_str" if "schema_str" in columns else "config_json_str"
+        db.execute(f"ALTER TABLE collections RENAME COLUMN {column} TO of_tomorrow")
         db.commit()
     result = run(made.app_dir)
     assert result.status is Status.UNKNOWN
