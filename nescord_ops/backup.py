@@ -32,6 +32,7 @@ from nescord_ops import (
     volume,
 )
 from nescord_ops.checks import Check, Findings, fail, ok, warn
+from nescord_ops.doubt import damage, refuse_unread
 from nescord_ops.errors import BackupError, CaptureError, OpsError, VolumeError
 from nescord_ops.evidence import BOTH
 from nescord_ops.footprint import STORE
@@ -46,7 +47,7 @@ from nescord_ops.inventory import (
     materialise,
 )
 from nescord_ops.places import FREE_FAIL_BYTES
-from nescord_ops.proof import Checked, Drill, check, damage, drill, witness
+from nescord_ops.proof import Checked, Drill, check, drill, witness
 from nescord_ops.restore import Restored
 from nescord_ops.results import Result
 from nescord_ops.settings import Settings
@@ -200,6 +201,7 @@ def _captured(
             raise CaptureError(f"only half of the data could be copied: {reason}", hint)
         say("looking at the copy")
         seen = verify.glance(copy, settings)
+        refuse_unread(seen)
         found = tuple(check.name for check in damage(seen))
         if found in ((), before):
             return copy, seen
@@ -378,7 +380,9 @@ def adopt(
     say = progress or (lambda _: None)
     with scratch(legacy.unpacked_bytes(bot) + proof.SCRATCH_BYTES) as root:
         copy = inventory.unpack(bot, settings, root / "copy")
-        facts = witness(copy, settings, verify.examine(copy, settings))
+        seen = verify.examine(copy, settings)
+        refuse_unread(seen)
+        facts = witness(copy, settings, seen)
         facts |= {"kind": ADOPTED, "source": bot.path.name, "originals": {}}
         made, checks = _stored(settings, copy, facts, copy.taken_at, dry_run, say)
     backup = find(settings, made) if made else None

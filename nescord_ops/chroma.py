@@ -28,6 +28,8 @@ from nescord_ops.errors import VolumeError
 from nescord_ops.results import Result
 
 DATABASE = "chroma.sqlite3"
+# The first version whose stores have been migrated so far: 1.2.0 has neither, 1.4.1 not the second.
+MIGRATED_BY = {("sysdb", 10): "1.3.0", ("metadb", 6): "1.5.0"}
 PICKLE = "index_metadata.pickle"
 _HEADER = struct.Struct("<i6QiI3QdQ")
 _CHUNK_BYTES = 8_000_000
@@ -157,6 +159,15 @@ def collections(connection: sqlite3.Connection) -> tuple[Collection, ...]:
             )
         )
     return tuple(found)
+
+
+def migrations(connection: sqlite3.Connection, schema: str = "main") -> set[tuple[str, int]]:
+    """Given a connection to a copy of `chroma.sqlite3`, return what chromadb has made of it.
+
+    An older chromadb cannot open what a newer one has migrated.
+    """
+    rows = connection.execute(f"SELECT dir, version FROM {schema}.migrations LIMIT 1000")
+    return {(str(directory), int(version)) for directory, version in rows}
 
 
 def _segment(name: object) -> str:

@@ -180,7 +180,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     )
     if request["action"] == "delete":
         return _delete(client, request)
-    collection = client.get_collection(request["collection"], embedding_function=None)
+    opened = client.get_or_create_collection if request.get("new") else client.get_collection
+    collection = opened(request["collection"], embedding_function=None)
     vector = [
         (1.0 if i % 2 else -1.0) / request["dimension"] ** 0.5 for i in range(request["dimension"])
     ]

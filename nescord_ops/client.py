@@ -14,12 +14,16 @@ import contextlib
 import dataclasses
 import json
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
-from nescord_ops import chroma, chroma_child, database, graph, memory, show
-from nescord_ops.checks import RESTORE_PROVEN, Check, fail, ok, unknown
+from nescord_ops import chroma, chroma_child, database, doubt, graph, memory, show, volume
+from nescord_ops.checks import RESTORE_PROVEN, Check, Status, fail, ok, unknown
+from nescord_ops.database import MACHINE_HINT
 from nescord_ops.errors import VolumeError
 from nescord_ops.stores import Stores
 
@@ -35,6 +39,7 @@ NO_VERDICT = (
     *("disk is full", "disk I/O error", "No space left on device", "Input/output error"),
     *("Too many open files", "Cannot allocate memory", "MemoryError"),
 )
+NEWER = "a newer chromadb wrote the store"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,11 +74,12 @@ def ask(requests: list[dict[str, Any]], timeout_seconds: float = TIMEOUT_SECONDS
         return Answer({}, f"no child process could be started: {error.strerror}")
 
 
-def round_trip(stores: Stores) -> Iterator[Check]:
+def round_trip(stores: Stores, *, sound: bool = False) -> Iterator[Check]:
     """Create a document in the copy, find it again in a new process, delete it; try a sample.
 
     Where the index takes more memory than INDEX_LIMIT_BYTES, or than is left, it is set aside: the
-    sample is then searched for in its files, and Chroma gives documents and counts only.
+    sample is then searched for in its files, and Chroma gives documents and counts only. Where
+    Chroma fails although the files are `sound`, its failure is doubted: see `_doubted`.
     """
     mine = stores.collection
     if not mine:
@@ -108,8 +114,53 @@ def round_trip(stores: Stores) -> Iterator[Check]:
         "sample": tried.ids,
         "with_vectors": not tried.aside,
     }
-    answer = ask([{**request, "action": "plant"}, {**request, "action": "find"}])
-    yield from _judge(answer, tried, records)
+
+    def judged() -> list[Check]:
+        return [*_judge(_planted_and_found(request), tried, records)]
+
+    seen = judged()
+    if sound and Status.FAIL in {check.status for check in seen}:
+        seen = [*_doubted(stores)] or judged()
+    yield from seen
+
+
+def _planted_and_found(request: dict[str, Any]) -> Answer:
+    return ask([{**request, "action": "plant"}, {**request, "action": "find"}])
+
+
+def _doubted(stores: Stores) -> Iterator[Check]:
+    """Yield an unknown if it is not the copy that Chroma failed on; nothing if it may be.
+
+    Chroma works on an empty store beside the copy: if it fails there too it is Chroma or the disk,
+    and what it has made of that store tells which migrations it knows.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="control-", dir=stores.root.parent))
+    control: dict[str, Any] = {
+        **{"directory": str(directory), "collection": "control", "new": True, "dimension": 3},
+        **{"records": 0, "sample": [], "with_vectors": False},
+    }
+    try:
+        answer = _planted_and_found(control)
+        known: set[tuple[str, int]] = set()
+        if not answer.problem:
+            with database.open_copy(directory / chroma.DATABASE) as connection:
+                known = chroma.migrations(connection)
+    finally:
+        volume.remove_tree(directory)
+    if answer.problem or not answer.result.get("searched"):
+        text = "Chroma could not be let finish: it fails on an empty store as well"
+        hint = "see that chromadb is installed whole (pip check), that there is memory, and room in"
+        problem = f": {answer.problem}" if answer.problem else ""
+        yield unknown("chroma.roundtrip", text + problem, f"{hint} TMPDIR")
+    elif newer := chroma.migrations(stores.connection, "vec") - known:
+        versions = [chroma.MIGRATED_BY[each] for each in newer if each in chroma.MIGRATED_BY]
+        here, least = metadata.version("chromadb"), max(versions, default="")
+        text = f"{NEWER} ({least or 'which, is not known'} or newer) than the one that is installed"
+        text += f" here ({here}), which cannot open it: that says nothing about the data"
+        wanted = f"'chromadb>={least}'" if least else "the chromadb that the bot has"
+        yield unknown("chroma.roundtrip", text, f"pip install {wanted}, and run it again")
+    elif why := doubt.unreadable(stores.snapshot):
+        yield unknown("chroma.roundtrip", f"the copy could not be read: {why}", MACHINE_HINT)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

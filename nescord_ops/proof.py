@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 from nescord_ops import __version__, chroma, database, inventory, show, store, verify
 from nescord_ops.checks import Check, Findings, Status, fail, none_of, ok, unknown, warn
-from nescord_ops.errors import BackupError, OpsError
+from nescord_ops.doubt import CLIENT, DAMAGE, damage, unread
+from nescord_ops.errors import BackupError, OpsError, VolumeError
 from nescord_ops.evidence import BOTH
 from nescord_ops.freshness import Standing, standing
 from nescord_ops.inventory import BOT, Backup
@@ -29,11 +30,6 @@ from nescord_ops.stores import Stores, join
 from nescord_ops.volume import place, usage
 
 Outcome = Literal["ok", "failed", "inconclusive"]
-# Failures of these say that the copy itself is no good; others are about what the bot put in it.
-DAMAGE = {"database.integrity"} | {
-    f"chroma.{name}" for name in ("integrity", "index", "vectors", "sequence")
-}
-CLIENT = {"chroma.roundtrip", "chroma.search"}
 SCRATCH_BYTES = 1 << 20  # for what is not the copy itself
 
 
@@ -60,15 +56,6 @@ class Drill(Findings):
     outcome: Outcome
     reason: str
     at: datetime
-
-
-def damage(checks: Iterable[Check], absent: Iterable[str] = ()) -> tuple[Check, ...]:
-    """Given what was seen of a copy, return the checks that say it is damaged.
-
-    A store that is `absent` is not damaged.
-    """
-    names = DAMAGE - {f"{store}.integrity" for store in absent}
-    return tuple(c for c in checks if c.name in names and c.status.exit_code)
 
 
 def witness(snapshot: Snapshot, settings: Settings, checks: Iterable[Check]) -> dict[str, Any]:
@@ -110,20 +97,31 @@ def content(snapshot: Snapshot) -> dict[str, Any]:
     """Return the rows of each table, and of each collection the count and a digest of its ids.
 
     The digest is the SHA-256 of the sorted ids, a line each. A store too damaged to tell is empty.
+    Raise VolumeError if it is the disk that does not give it.
     """
     rows: dict[str, int | None] = {}
     collections: dict[str, dict[str, Any]] = {}
-    with contextlib.suppress(sqlite3.DatabaseError):
+    with _damage_suppressed():
         if snapshot.database:
             with database.open_copy(snapshot.database) as notes:
                 names = sorted(database.table_names(notes))
                 rows = {name: database.rows(notes, name) for name in names}
-    with contextlib.suppress(sqlite3.DatabaseError):
+    with _damage_suppressed():
         if snapshot.chroma:
             with database.open_copy(snapshot.chroma / chroma.DATABASE) as vectors:
                 for collection in chroma.collections(vectors):
                     collections[collection.name] = _ids(vectors, collection)
     return {"rows": rows, "collections": collections}
+
+
+@contextlib.contextmanager
+def _damage_suppressed() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if database.of_the_machine(error):
+            text = f"the copy could not be read: {error}"
+            raise VolumeError(text, database.MACHINE_HINT) from error
 
 
 def _ids(connection: sqlite3.Connection, collection: chroma.Collection) -> dict[str, Any]:
@@ -205,9 +203,9 @@ def _check_bot(settings: Settings, backup: Backup, say: Progress) -> Check:
         return fail(name, str(error), error.hint)
     except OpsError as error:
         return unknown(name, str(error), error.hint)
+    if kept := unread(seen):
+        return unknown(name, f"{kept.name}: {kept.summary}", kept.hint)
     bad = damage(seen, set(BOTH) - {*backup.stores})
-    if bad and Status.FAIL not in {check.status for check in bad}:
-        return unknown(name, f"{bad[0].name}: {bad[0].summary}", database.MACHINE_HINT)
     if bad:
         hint = "a copy of live files that was torn: use another backup"
         return fail(name, f"{bad[0].name}: {bad[0].summary}", hint)

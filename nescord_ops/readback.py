@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from nescord_ops import pages
+from nescord_ops.database import of_the_machine
 from nescord_ops.errors import StoreError
 from nescord_ops.results import Result
 from nescord_ops.storefile import (
@@ -92,7 +93,8 @@ def _finding(found: list[Damage], what: str) -> Iterator[None]:
     try:
         yield
     except (*_UNREADABLE, StoreError) as error:
-        if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
+        busy = getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY")
+        if busy or of_the_machine(error):
             raise
         found.append(Damage("", "", f"{what} cannot be read: {error}"))
 
@@ -122,7 +124,9 @@ def _page(db: sqlite3.Connection, number: int) -> _Row:
     )
     try:
         row: _Row | None = db.execute(rows, (number,)).fetchone()
-    except _UNREADABLE:
+    except _UNREADABLE as error:
+        if of_the_machine(error):
+            raise
         row = None
     return row or (number, b"", b"", None)
 
@@ -151,6 +155,8 @@ def _check_generation(db: sqlite3.Connection, number: int) -> Iterator[Damage]:
             (count,) = db.execute(harmed, (file,)).fetchone()
             listed = file_digest(db, file) == digest
         except _UNREADABLE as error:
+            if of_the_machine(error):
+                raise
             yield Damage(generation.id, path, f"its pages cannot be listed: {error}")
             continue
         if count:

@@ -150,10 +150,9 @@ def _delete(settings: Settings, directory: Path, ids: Sequence[str]) -> dict[str
     return answer.result
 
 
-def _migrations(root: Path) -> list[tuple[str, int]]:
-    """What chromadb has made of a copy's tables: an older one cannot open what a newer one has."""
+def _migrations(root: Path) -> set[tuple[str, int]]:
     with contextlib.closing(sqlite3.connect(root / chroma.DATABASE)) as db:
-        return db.execute("SELECT dir, version FROM migrations ORDER BY dir, version").fetchall()
+        return chroma.migrations(db)
 
 
 def edit(swaps: Iterable[swap.Swap], found: Mapping[str, Waste]) -> Changes:

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nescord_ops import inventory, places, proof, show, store, swap, volume
+from nescord_ops import client, doubt, inventory, places, show, store, swap, volume
 from nescord_ops.checks import Check, Findings, Status, fail, ok, unknown, warn
 from nescord_ops.errors import BackupError, CaptureError, OpsError, StoreError, VolumeError
 from nescord_ops.inventory import Backup
@@ -370,10 +370,16 @@ def _proofs(settings: Settings, backup: Backup, swaps: Sequence[swap.Swap]) -> l
 def _refuse_unproven(settings: Settings, backup: Backup, checks: Sequence[Check]) -> None:
     """Raise BackupError for a copy that is damaged, or that Chroma cannot work with.
 
+    Raise VolumeError for one that could not be looked at, or that only a newer Chroma can open.
     Other failed checks tell how the data was when it was backed up, and are shown.
     """
+    newer = (check for check in checks if check.summary.startswith(client.NEWER))
+    if kept := doubt.unread(checks) or next(newer, None):
+        hint = f"{kept.hint}; or restore with --to DIR"
+        text = f"{backup.id} could not be verified ({kept.name}: {kept.summary}); {UNTOUCHED}"
+        raise VolumeError(text, hint)
     refused = [c for c in checks if c.name == "chroma.roundtrip" and c.status is Status.FAIL]
-    bad = [*proof.damage(checks), *refused]
+    bad = [*doubt.damage(checks), *refused]
     if bad:
         text = f"{backup.id} is damaged ({bad[0].name}: {bad[0].summary}); {UNTOUCHED}"
         raise BackupError(text, _better(settings, backup))

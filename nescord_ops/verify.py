@@ -30,6 +30,7 @@ from nescord_ops import (
     volume,
 )
 from nescord_ops.checks import RESTORE_PROVEN, Check, Findings, Status, fail, ok, unknown, warn
+from nescord_ops.doubt import suspects, unreadable, withdrawn
 from nescord_ops.errors import CaptureError, OpsError, SettingsError, VolumeError
 from nescord_ops.settings import Depth, Settings
 from nescord_ops.snapshot import Snapshot, capture
@@ -148,9 +149,21 @@ def examine(
 ) -> tuple[Check, ...]:
     """Given a snapshot, return the checks I1 to I12 of its copies, and Chroma's own if asked.
 
-    What damage makes unreadable is `unknown`, beside the `fail` that names the damage. A round
-    trip uses Chroma's copy up.
+    What damage makes unreadable is `unknown`, beside the `fail` that names the damage, which is
+    seen twice before it is believed: see `doubt`. A round trip uses Chroma's copy up.
     """
+    found = _examined(snapshot, settings, round_trip=round_trip)
+    if not suspects(found):
+        return found
+    if why := unreadable(snapshot):
+        return withdrawn(found, why)
+    return _examined(snapshot, settings, round_trip=round_trip, again=True)
+
+
+def _examined(
+    snapshot: Snapshot, settings: Settings, *, round_trip: bool, again: bool = False
+) -> tuple[Check, ...]:
+    """One look at everything; with Chroma's client last, and on what looks damaged only `again`."""
     from nescord_ops import agreement, client, soundness, stores
 
     found: list[Check] = []
@@ -182,8 +195,11 @@ def examine(
         with stores.join(snapshot, settings) as joined:
             for name, part in [*parts, *(between if joined.has_notes else [])]:
                 found += _guarded(name, lambda part=part: part(joined))  # type: ignore[misc]
-            if round_trip:
-                found += _guarded("chroma.roundtrip", lambda: client.round_trip(joined))
+            suspected = suspects(found)
+            if round_trip and (again or not suspected):
+                found += _guarded(
+                    "chroma.roundtrip", lambda: client.round_trip(joined, sound=not suspected)
+                )
     except (sqlite3.DatabaseError, LookupError) as error:
         if database.of_the_machine(error):
             text = f"could not be read: {error}"
@@ -227,7 +243,9 @@ def glance(snapshot: Snapshot, settings: Settings) -> tuple[Check, ...]:
                 raise CaptureError(f"the copy: {error}", database.MACHINE_HINT) from error
             text = f"the store cannot be read: {error}"
             found.append(fail("chroma.sequence", text, "nescord-ops verify says what is wrong"))
-        return (*(check for page in pages for check in page.result()), *found)
+        found = [*(check for page in pages for check in page.result()), *found]
+    why = unreadable(snapshot) if suspects(found) else ""
+    return withdrawn(found, why) if why else tuple(found)
 
 
 def _guarded(name: str, part: Callable[[], Iterable[Check]]) -> list[Check]:
@@ -236,7 +254,9 @@ def _guarded(name: str, part: Callable[[], Iterable[Check]]) -> list[Check]:
     try:
         found.extend(part())
     except (sqlite3.Error, OpsError, OSError, ValueError) as error:
-        hint = "see the failed checks first"
+        hint = getattr(error, "hint", "") or "see the failed checks first"
+        if isinstance(error, OSError) or database.of_the_machine(error):
+            hint = database.MACHINE_HINT
         found.append(unknown(name, f"could not be read: {show.printable(str(error))}", hint))
     return found
 

@@ -196,6 +196,26 @@ def usage(root: Path) -> Usage:
     return Usage(apparent, allocated, files, skipped)
 
 
+def read_through(path: Path) -> None:
+    """Read every byte of a regular file but its holes; raise OSError for what cannot be read."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        length, at = os.fstat(handle).st_size, 0
+        while stat.S_ISREG(os.fstat(handle).st_mode) and at < length:
+            try:
+                at = os.lseek(handle, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole is left
+                    return
+                raise
+            end = os.lseek(handle, at, os.SEEK_HOLE)
+            while at < end:
+                read = len(os.pread(handle, min(end - at, 1 << 20), at))
+                at += read or end - at
+    finally:
+        os.close(handle)
+
+
 def probe_write(directory: Path) -> None:
     """Create, sync, read back and remove one small file in `directory`.
 

@@ -100,6 +100,14 @@ def unreadable_scratch(world: World, *_: object) -> Machine:
     return Machine(machine.shimmed(world, **options))
 
 
+def bad_scratch(ops: str, nth: int) -> Fault:
+    """From the nth call on, scratch space gives nothing back, or takes nothing."""
+    options = {"ops": ops, "nth": nth, "sticky": 1, "errno": errno.EIO}
+    return lambda world, _chance, _usual: Machine(
+        machine.shimmed(world, path=world.root / "tmp", **options), untidy=True, stuck=True
+    )
+
+
 # The command, what fails, and the exit code that is right. Six of them have found defects.
 EVERY_DAY: dict[str, tuple[str, Fault, int]] = {
     "a demo on a full disk": ("demo --notes 5", failing("w", 2, errno.ENOSPC), 2),
@@ -111,6 +119,9 @@ EVERY_DAY: dict[str, tuple[str, Fault, int]] = {
     "a full disk amid a backup": ("backup create", failing("w", 20, errno.ENOSPC), 2),
     "scratch that cannot be read": ("backup check", unreadable_scratch, 2),
     "SIGKILL amid a prune": ("backup prune --keep 1", signalled(20, signal.SIGKILL), -9),
+    "a copy that cannot be read": ("verify", bad_scratch("r", 60), 2),
+    "a restored copy that cannot be read": ("restore --to", bad_scratch("r", 20), 2),
+    "a drill where Chroma cannot write": ("backup drill", bad_scratch("w", 50), 2),
     "a full disk amid a push": ("offsite push", failing("w", 1, errno.ENOSPC, sticky=True), 2),
 }
 

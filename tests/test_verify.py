@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -450,3 +451,20 @@ def test_verify_holds_while_a_writer_works(demo: MakeDemo) -> None:
         thread.join()
     assert errors == []
     assert set(seen) <= {"database.wal"}
+
+
+def test_a_store_that_a_newer_chromadb_wrote_is_not_called_damaged(demo: MakeDemo) -> None:
+    made = demo()
+    found = settings.load(app_dir=made.app_dir)
+    with contextlib.closing(sqlite3.connect(found.chroma_dir / "chroma.sqlite3")) as db:
+        row = ("sysdb", 11, "00011-of-tomorrow.sqlite.sql", "", "")
+        db.execute("INSERT INTO migrations VALUES (?, ?, ?, ?, ?)", row)
+        columns = [name for _, name, *_ in db.execute("PRAGMA table_info(collections)")]
+        column = "schema_str" if "schema_str" in columns else "config_json_str"
+        db.execute(f"ALTER TABLE collections RENAME COLUMN {column} TO of_tomorrow")
+        db.commit()
+    result = run(made.app_dir)
+    assert result.status is Status.UNKNOWN
+    check = next(c for c in result.checks if c.name == "chroma.roundtrip")
+    assert "newer chromadb wrote the store" in check.summary
+    assert "pip install" in check.hint

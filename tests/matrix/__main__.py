@@ -12,7 +12,7 @@ from pathlib import Path
 
 import matrix
 from matrix.cells import Matrix, cells, sweep, table
-from nescord_ops.demo import REAL
+from nescord_ops.settings import OF_A_VOLUME
 
 SWEEPS = ("pairs", "machine", "triples")
 
@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--sample", type=int, help="no more cells than these, drawn")
     options = parser.parse_args()
     os.nice(15)
-    for name in [name for name in os.environ if name.startswith(REAL)]:
+    for name in [name for name in os.environ if name.startswith(OF_A_VOLUME)]:
         del os.environ[name]
     bad = 0
     for name in options.sweep or SWEEPS:

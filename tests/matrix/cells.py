@@ -15,7 +15,7 @@ from typing import Any
 
 from matrix import complaints as complaints_of
 from matrix.commands import ALL, COMMANDS, WHOLE_REPORT, Command
-from matrix.machine import MACHINES, UNMEASURED, Fault, Healthy, Machine, execute, shimmed
+from matrix.machine import MACHINES, TELLING, UNMEASURED, Fault, Healthy, Machine, execute, shimmed
 from matrix.world import HEALTHY, World, build, bytes_of, files, logical, look
 from nescord_ops import restore
 from nescord_ops.demo import Demo
@@ -63,6 +63,7 @@ class Matrix:
         self._worlds: dict[str, World] = {}
         self._usual: dict[str, Healthy] = {}
         self._new: dict[str, dict[str, Any]] = {}
+        self._fine: dict[tuple[str, str], int] = {}
 
     def world(self, volume: str) -> World:
         """The world of a volume with one fault of the demo's, or with several joined by +."""
@@ -110,6 +111,15 @@ class Matrix:
                 self._remove(world)
             return self._new[key]
 
+    def fine(self, command: Command, volume: str) -> int:
+        """The exit code of a command on a volume when nothing fails around it, found once."""
+        key = (command.name, volume)
+        if key not in self._fine:
+            world = self._fresh(volume)
+            self._fine[key] = execute(world, command, Machine()).code
+            self._remove(world)
+        return self._fine[key]
+
     def _fresh(self, volume: str) -> World:
         source = self.world(volume)
         with self._lock:
@@ -144,6 +154,9 @@ class Matrix:
             *complaints_of.of_the_process(result, machine, as_json=as_json),
             *complaints_of.of_what_is_left(world, machine),
         ]
+        if result.code == 1 and cell.machine not in TELLING:
+            fine = self.fine(command, cell.volume)
+            complaints += complaints_of.of_the_verdict(result, fine, as_json=as_json)
         if "live" in command.writes and not machine.bot:
             new = self.new(command, cell.volume)
             complaints += complaints_of.of_the_swap(world, command, result.code, before, new)

@@ -60,6 +60,25 @@ def _of_the_document(out: str, code: int) -> Iterator[str]:
         yield f"exit code {code} with an error"
 
 
+def of_the_verdict(result: Result, fine: int, *, as_json: bool) -> Iterator[str]:
+    """Complain of a failed check where nothing is wrong but the machine.
+
+    A probe that cannot be written is a finding: the bot cannot write there either.
+    """
+    places = ("access.", "cause.no-permission")
+    failed = re.findall(r"^ *✕ fail +(\S+ .*)", result.out, re.MULTILINE)
+    if as_json:
+        with contextlib.suppress(ValueError):
+            said = json.loads(result.out)
+            failed = [
+                f"{check['name']} {check['summary']}"
+                for check in said.get("checks", [])
+                if check["status"] == "fail"
+            ]
+    if fine != 1 and not (failed and all(name.startswith(places) for name in failed)):
+        yield f"exit code 1, where it could not look: {'; '.join(failed) or 'no check failed'}"
+
+
 def of_what_is_left(world: World, machine: Machine) -> Iterator[str]:
     """Complain of processes, scratch directories, probes and journals that outlive a command."""
     deadline = time.monotonic() + 5

@@ -319,6 +319,9 @@ MACHINES: dict[str, Fault] = {
 
 # Drawn without knowing how long a command takes.
 UNMEASURED = ("fine", "read-only", "full", "emfile", "eacces", "clock", "memory", "oom")
+# What these do is a finding about the volume, or about the age of its backups. What the others do
+# keeps a command from looking, which is never exit code 1.
+TELLING = ("fine", "read-only", "full", "eacces", "clock")
 
 
 class Bot:

@@ -1,0 +1,77 @@
+"""What a machine's fault can look like: damage of a copy whose disk did not give it back.
+
+SQLite and Chroma call a page malformed that the disk did not give (chromadb 1.5.9, SQLite 3.40,
+measured), so no copy is called damaged before every byte of it could be read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from nescord_ops import volume
+from nescord_ops.checks import Check, Status
+from nescord_ops.database import MACHINE_HINT
+from nescord_ops.errors import CaptureError
+from nescord_ops.snapshot import Snapshot
+
+# Failures of these say that the copy itself is no good; others are about what the bot put in it.
+DAMAGE = {"database.integrity"} | {
+    f"chroma.{name}" for name in ("integrity", "index", "vectors", "sequence")
+}
+CLIENT = {"chroma.roundtrip", "chroma.search"}
+
+
+def suspects(checks: Iterable[Check]) -> set[str]:
+    """Given what was seen of a copy, return the names of failures that a disk may have caused."""
+    names = DAMAGE | {"chroma.collection"}
+    return {check.name for check in checks if check.name in names and check.status is Status.FAIL}
+
+
+def unread(checks: Iterable[Check]) -> Check | None:
+    """Given what was seen of a copy, return a check of damage that the machine kept from being."""
+    return next((c for c in checks if c.name in DAMAGE and _kept_from(c)), None)
+
+
+def refuse_unread(checks: Iterable[Check]) -> None:
+    """Raise CaptureError for a copy that could not be looked at: it is neither good nor damaged."""
+    if kept := unread(checks):
+        raise CaptureError(f"{kept.name} {kept.summary}; nothing was stored", kept.hint)
+
+
+def damage(checks: Iterable[Check], absent: Iterable[str] = ()) -> tuple[Check, ...]:
+    """Given what was seen of a copy, return the checks that say it is damaged.
+
+    A store that is `absent` is not damaged, nor is one that the machine kept us from reading.
+    """
+    names = DAMAGE - {f"{store}.integrity" for store in absent}
+    bad = (c for c in checks if c.name in names and c.status.exit_code)
+    return tuple(check for check in bad if not _kept_from(check))
+
+
+def _kept_from(check: Check) -> bool:
+    return check.status is Status.UNKNOWN and check.hint == MACHINE_HINT
+
+
+def unreadable(copy: Snapshot) -> str:
+    """Read every byte of a copy that is no hole; return why one could not be read, or nothing."""
+    for store in filter(None, (copy.database, copy.chroma)):
+        for path, _ in volume.walk(store):
+            try:
+                volume.read_through(path)
+            except OSError as error:
+                return f"{path.name}: {error.strerror}"
+    return ""
+
+
+def withdrawn(checks: Iterable[Check], why: str) -> tuple[Check, ...]:
+    """Return the checks with every failure that may be the machine's made an unknown."""
+    names = suspects(checks := tuple(checks)) | CLIENT
+    text = f"the copy could not be read: {why}"
+    changes = {"status": Status.UNKNOWN, "summary": text, "hint": MACHINE_HINT}
+    return tuple(
+        dataclasses.replace(check, **changes, value=None)  # type: ignore[arg-type]
+        if check.name in names and check.status is Status.FAIL
+        else check
+        for check in checks
+    )
