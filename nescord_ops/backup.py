@@ -200,8 +200,7 @@ def _captured(
             hint = "nescord-ops verify says where the bot writes; nothing was stored"
             raise CaptureError(f"only half of the data could be copied: {reason}", hint)
         say("looking at the copy")
-        seen = verify.glance(copy, settings)
-        refuse_unread(seen)
+        seen = refuse_unread(verify.glance(copy, settings))
         found = tuple(check.name for check in damage(seen))
         if found in ((), before):
             return copy, seen
@@ -380,9 +379,7 @@ def adopt(
     say = progress or (lambda _: None)
     with scratch(legacy.unpacked_bytes(bot) + proof.SCRATCH_BYTES) as root:
         copy = inventory.unpack(bot, settings, root / "copy")
-        seen = verify.examine(copy, settings)
-        refuse_unread(seen)
-        facts = witness(copy, settings, seen)
+        facts = witness(copy, settings, refuse_unread(verify.examine(copy, settings)))
         facts |= {"kind": ADOPTED, "source": bot.path.name, "originals": {}}
         made, checks = _stored(settings, copy, facts, copy.taken_at, dry_run, say)
     backup = find(settings, made) if made else None

@@ -33,10 +33,14 @@ def unread(checks: Iterable[Check]) -> Check | None:
     return next((c for c in checks if c.name in DAMAGE and _kept_from(c)), None)
 
 
-def refuse_unread(checks: Iterable[Check]) -> None:
-    """Raise CaptureError for a copy that could not be looked at: it is neither good nor damaged."""
+def refuse_unread(checks: tuple[Check, ...]) -> tuple[Check, ...]:
+    """Return what was seen of a copy, which is then good or damaged.
+
+    Raise CaptureError for one that could not be looked at: it is neither.
+    """
     if kept := unread(checks):
         raise CaptureError(f"{kept.name} {kept.summary}; nothing was stored", kept.hint)
+    return checks
 
 
 def damage(checks: Iterable[Check], absent: Iterable[str] = ()) -> tuple[Check, ...]:

@@ -429,9 +429,8 @@ def test_a_drill_proves_an_index_that_is_too_large_for_chroma_by_its_files(
     )
 
 
-def test_a_drill_by_the_files_fails_where_their_graph_leads_nowhere(
-    live: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def lead_nowhere(live: Settings) -> None:
+    """Take every link out of the index's graph: its vectors are whole, and no search finds them."""
     chroma_build.run(live.chroma_dir, "persist")
     (index,) = chroma.segment_directories(live.chroma_dir)
     header = chroma.read_hnsw(index)
@@ -439,6 +438,12 @@ def test_a_drill_by_the_files_fails_where_their_graph_leads_nowhere(
         for number in range(header.elements):
             file.seek(number * header.element_bytes)
             file.write(bytes(2))
+
+
+def test_a_drill_by_the_files_fails_where_their_graph_leads_nowhere(
+    live: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lead_nowhere(live)
     monkeypatch.setattr(client, "INDEX_LIMIT_BYTES", 900_000)
     (identity,) = take(live)
     found = backup.drill(live, identity)
@@ -626,9 +631,9 @@ def test_keeping_none_is_refused(keep: int, live: Settings) -> None:
 def test_a_failed_drill_is_not_counted_by_the_prune_that_follows(
     live: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lead_nowhere(live)
+    monkeypatch.setattr(client, "INDEX_LIMIT_BYTES", 900_000)
     (first,) = take(live)
-    answer = client.Answer({"found": False})
-    monkeypatch.setattr(client, "ask", lambda *_: answer)
     made = backup.create(live, drill=True, keep=1, now=NOON + DAY)
     assert made.status is Status.FAIL
     assert made.pruned
