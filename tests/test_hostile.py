@@ -14,6 +14,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -492,12 +493,11 @@ def strangers(root: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def open_home(tmp_path: Path) -> Path:
-    """A directory that everybody may enter, as /tmp is, and nothing above it shuts out."""
-    for path in (tmp_path, *tmp_path.parents):
-        if path.stat().st_uid == os.geteuid():
-            path.chmod(path.stat().st_mode | 0o055)
-    return tmp_path
+def open_home() -> Iterator[Path]:
+    """A directory that everybody may enter, as /tmp is; pytest shuts its own."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
 
 
 @pytest.mark.parametrize("mask", [0, pytest.param(0o077, marks=pytest.mark.slow)])
