@@ -30,6 +30,7 @@ from nescord_ops import (
     backup,
     chroma,
     chroma_build,
+    chroma_child,
     cli,
     client,
     cost,
@@ -583,8 +584,15 @@ def test_a_failed_drill_is_not_counted_by_the_prune_that_follows(
     live: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (first,) = take(live)
-    answer = client.Answer({"found": False})
-    monkeypatch.setattr(client, "ask", lambda *_: answer)
+    real, control = client.ask, chroma_child.PROBE_COLLECTION
+
+    def ask(requests: list[dict[str, Any]], *_: float) -> client.Answer:
+        """Chroma works on an empty store, and finds nothing in the backup."""
+        if requests[0]["collection"] == control:
+            return real(requests)
+        return client.Answer({"found": False})
+
+    monkeypatch.setattr(client, "ask", ask)
     made = backup.create(live, drill=True, keep=1, now=NOON + DAY)
     assert made.status is Status.FAIL
     assert made.pruned
