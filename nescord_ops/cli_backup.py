@@ -64,11 +64,12 @@ def list_(context: typer.Context) -> None:
     else:
         rows = [(str(b.status), b.id, as_text(b.summary)) for b in found.backups]
         if found.problem:
-            rows.insert(0, ("fail", "store.sqlite3", as_text(f"{found.problem}\n→ {found.hint}")))
+            status = "unknown" if found.unread else "fail"
+            rows.insert(0, (status, "store.sqlite3", as_text(f"{found.problem}\n→ {found.hint}")))
         write_table(rows)
         takes = show.size(found.store_bytes)
         typer.echo(f"{len(found.backups)} backups; the store takes {takes!s}.")
-    raise typer.Exit((2 if found.busy else 1) if found.problem else 0)
+    raise typer.Exit((2 if found.unread else 1) if found.problem else 0)
 
 
 @app.command()

@@ -210,7 +210,7 @@ def integrity(connection: sqlite3.Connection, *, quick: bool = False) -> list[st
     return [line for line in lines if line != "ok" and not line.startswith("***")]
 
 
-def of_the_machine(error: Exception) -> bool:
+def of_the_machine(error: BaseException | None) -> bool:
     """Whether an error of SQLite's is the disk's or the memory's, and no damage of the file."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _MACHINE_CODES
 

@@ -68,7 +68,7 @@ def health(settings: Settings, now: datetime) -> Iterator[Check]:
         yield unknown("backups.age", str(error), error.hint)
         return
     if found.problem:
-        judged = unknown if found.busy else fail
+        judged = unknown if found.unread else fail
         details = {"expected": True} if found.busy else {}
         yield judged("backups.age", found.problem, found.hint, **details)
         return

@@ -121,6 +121,7 @@ class Backups(Result):
     """All backups, newest first. `problem` says why the store could not be read, if it could not.
 
     `store_bytes` is what the store takes on its file system, however many generations share it.
+    `unread`: it is the machine that kept us from reading it, or a backup at work (`busy`).
     """
 
     backups: tuple[Backup, ...]
@@ -128,6 +129,7 @@ class Backups(Result):
     problem: str = ""
     hint: str = ""
     busy: bool = False
+    unread: bool = False
 
     @property
     def generations(self) -> tuple[Backup, ...]:
@@ -220,14 +222,17 @@ def listing(settings: Settings, *, looking: bool = False) -> Backups:
     if looking and journal.exists():
         recent = time.time() - journal.stat().st_mtime < _WRITING_SECONDS
         text = "a backup is being written" if recent else "a backup was killed while it was written"
-        return Backups(_newest_first(found), size, f"{text}: {journal}", LIST_HINT, recent)
+        return Backups(_newest_first(found), size, f"{text}: {journal}", LIST_HINT, recent, recent)
     try:
         patience = _PATIENCE_SECONDS if looking else BUSY_SECONDS
         with store.open_store(path, busy_seconds=patience) as opened:
             ours = [_of_store(path, generation) for generation in store.generations(opened)]
     except StoreError as error:
         busy = getattr(error.__cause__, "sqlite_errorname", "").startswith("SQLITE_BUSY")
-        return Backups(_newest_first(found), size, str(error), error.hint, busy)
+        cause = error.__cause__
+        lost = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+        unread = busy or lost or database.of_the_machine(cause)
+        return Backups(_newest_first(found), size, str(error), error.hint, busy, unread)
     return Backups(_newest_first([*found, *ours]), size)
 
 

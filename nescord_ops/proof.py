@@ -152,7 +152,7 @@ def check(
     ours = [backup for backup in chosen if backup.kind != BOT]
     checks = []
     if known.problem:
-        checks.append((unknown if known.busy else fail)("check.store", known.problem, known.hint))
+        checks.append((unknown if known.unread else fail)("check.store", known.problem, known.hint))
     if ours:
         checks += _check_ours(ours, backup_id, at, say)
     checks += (_check_bot(settings, backup, say) for backup in chosen if backup.kind == BOT)

@@ -108,6 +108,12 @@ def bad_scratch(ops: str, nth: int) -> Fault:
     )
 
 
+def bad_store(world: World, *_: object) -> Machine:
+    """The disk does not give the store of backups back."""
+    options = {"ops": "r", "nth": 1, "sticky": 1, "errno": errno.EIO}
+    return Machine(machine.shimmed(world, path=world.settings.backup_dir, **options))
+
+
 # The command, what fails, and the exit code that is right. Six of them have found defects.
 EVERY_DAY: dict[str, tuple[str, Fault, int]] = {
     "a demo on a full disk": ("demo --notes 5", failing("w", 2, errno.ENOSPC), 2),
@@ -122,6 +128,8 @@ EVERY_DAY: dict[str, tuple[str, Fault, int]] = {
     "a copy that cannot be read": ("verify", bad_scratch("r", 60), 2),
     "a restored copy that cannot be read": ("restore --to", bad_scratch("r", 20), 2),
     "a drill where Chroma cannot write": ("backup drill", bad_scratch("w", 50), 2),
+    "backups that cannot be read": ("backup list", bad_store, 2),
+    "backups that verify cannot read": ("verify --depth quick", bad_store, 2),
     "a full disk amid a push": ("offsite push", failing("w", 1, errno.ENOSPC, sticky=True), 2),
 }
 
