@@ -39,6 +39,7 @@ from nescord_ops import (
     database,
     deploy,
     freshness,
+    graph,
     history,
     index,
     inventory,
@@ -443,15 +444,26 @@ def hnsw_files(data: bytes, bench: Bench) -> None:
         header[at : at + len(new)] = new
     (directory / "header.bin").write_bytes(header if draw.number() % 8 else draw.blob())
     shutil.copyfile(bench.kit["index"] / "data_level0.bin", directory / "data_level0.bin")
-    if draw.number() % 4 == 0:
-        os.truncate(directory / "data_level0.bin", draw.number(3))
+    shutil.copyfile(bench.kit["index"] / "link_lists.bin", directory / "link_lists.bin")
+    for name in ("data_level0.bin", "link_lists.bin"):
+        with (directory / name).open("r+b") as file:
+            for _ in range(draw.number() % 4):
+                file.seek(draw.number(3) % max(1, (directory / name).stat().st_size))
+                file.write(draw.bytes(1 + draw.number() % 8))
+        if draw.number() % 4 == 0:
+            os.truncate(directory / name, draw.number(3))
     (directory / chroma.PICKLE).write_bytes(draw.rest())
     found: list[tuple[str, int]] = []
     with contextlib.suppress(VolumeError):
         found = [*chroma.id_map(directory)]
     assert all(type(key) is str and type(label) is int for key, label in found)
     shown = chroma.read_hnsw(directory)
-    chroma.read_vectors(directory, shown, (label for _, label in found), unit=True)
+    with contextlib.suppress(VolumeError):
+        chroma.read_vectors(directory, shown, (label for _, label in found), unit=True)
+    if shown.elements:
+        with graph.opened(directory, shown, "cosine") as index:
+            for number in index.sample(3):
+                index.leads_to(number)
 
 
 def _pickles(kit: dict[str, Any]) -> list[bytes]:
