@@ -168,7 +168,7 @@ def _adopt(target: Path, present: Sequence[str]) -> None:
             with contextlib.suppress(*compare.NO_DOCUMENT):
                 document = compare.document(file)
                 history.measurements(document)
-                history.volume_key(document["settings"].get("database") or "")
+                history.volume_of(document["settings"])
                 headline = checks.headline(render.findings(document), file.stem)
                 changes = document.get("changes", {})
                 verdict = Status(document["status"])
