@@ -332,9 +332,8 @@ def _growth(
 
     Reports see backups and logs grow too, so they are preferred.
     """
-    series = history.series(
-        settings.reports_dir, "used_bytes", volume=settings.database, name=Capacity.name
-    )
+    volume = settings.database_meant or settings.database
+    series = history.series(settings.reports_dir, "used_bytes", volume=volume, name=Capacity.name)
     measured = growth.from_history(series, used_bytes, now)
     if isinstance(measured, Growth):
         return measured

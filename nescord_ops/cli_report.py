@@ -19,6 +19,7 @@ from nescord_ops.terminal import (
     as_text,
     log,
     progress,
+    write_gone,
     write_json,
     write_table,
 )
@@ -127,6 +128,8 @@ def report(
         write_table(rows)
         typer.echo(printable(made.changed))
         typer.echo(f"Report: {printable(str(made.index))}")
+        if demo:
+            write_gone()
     raise typer.Exit(made.exit_code)
 
 

@@ -60,7 +60,7 @@ def changes(
     "label", "before", "now" and "unit". Reads the history, and older runs' JSON files.
     """
     name = document["name"]
-    volume = history.volume_key(document["settings"].get("database") or "")
+    volume = history.volume_of(document["settings"])
     rows = [] if demo else _earlier(reports_dir, name, volume, at)
     before = _standing(reports_dir, rows, name)
     after, resolved = _step(before, document, at)

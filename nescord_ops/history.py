@@ -2,7 +2,7 @@
 
 A lost history costs trends and nothing else, so a damaged or foreign file never stops a report:
 it is put aside when the next run is written, and reads as empty until then. Numbers are kept per
-volume (the resolved path of its database), so that a demo's never mix with the real ones.
+volume (the resolved path that its DATABASE_URL means), so that a demo's never mix with real ones.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def series(
     """Given a measurement's key, return its values over time, oldest first.
 
     `key` is a check's name or a field of a notebook's `data`, in the unit of its name; `volume`
-    is the path of the database (`Settings.database`), without it every volume but the demos;
+    is the path of the database that is meant (`volume_of`), without it every volume but the demos;
     `name` a notebook. Never creates the file; without a usable one the series is empty.
     """
     query = """
@@ -203,6 +203,11 @@ def series(
 def volume_key(database: Path | str) -> str:
     """Given the path of a volume's database, return what its measurements are kept under."""
     return printable(os.path.realpath(str(database))) if str(database) else ""
+
+
+def volume_of(places: Mapping[str, Any]) -> str:
+    """Given settings, return their volume's key: a wrong DATABASE_URL makes no other volume."""
+    return volume_key(str(places.get("database_meant") or places.get("database") or ""))
 
 
 def measurements(document: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
@@ -268,7 +273,7 @@ def _write(file: Path, run: RunRow, documents: Sequence[Mapping[str, Any]]) -> N
         raise _foreign()
     Database = import_database()  # noqa: N806
     at = iso(run.generated_at)
-    found = [volume_key(document["settings"].get("database") or "") for document in documents]
+    found = [volume_of(document["settings"]) for document in documents]
     # A notebook that broke off names no volume; the others of its run do.
     volumes = [volume or next(filter(None, found), "") for volume in found]
     connection = sqlite3.connect(file, timeout=LOCK_SECONDS, isolation_level=None)

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from nescord_ops.results import Result
 from nescord_ops.show import printable
 
 STAMP = re.compile(r"\d{8}T\d{6}Z(-\d+)?")
+_EARLIER = re.compile(rf'<a href="\.\./({STAMP.pattern})/[^"<>]*">(.*?)</a>')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -119,11 +120,15 @@ def publish(
             if row.stamp in keeping
         }
         _write(new, index.page(known, links, target))
+        for page, _ in results:
+            _unlink(page.html, keeping, building / ".page")
         new = new.rename(target / f"{overlap.BUILDING}index-{stamp}")
         building.rename(target / stamp)
         new.replace(target / "index.html")
         for name in set(present) - keeping:
             _remove(target / name)
+            for page_file in _after(target, name, keeping):
+                _unlink(page_file, keeping, target / f"{overlap.BUILDING}page")
     return stamp
 
 
@@ -159,6 +164,28 @@ def _remove(run: Path) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
+def _after(target: Path, removed: str, keeping: Collection[str]) -> Iterator[Path]:
+    """The pages of kept runs that were compared with a run that is removed."""
+    query = "SELECT run, name FROM changes WHERE previous = ?"
+    for run, name in history.select(target, query, (history.iso(_second(removed)),)):
+        if run in keeping and "/" not in str(name):
+            yield target / run / f"{name}.html"
+
+
+def _unlink(page: Path, keeping: Collection[str], new: Path) -> None:
+    """Take out of a page what leads to runs that are not kept; `new` is where it is written."""
+
+    def kept(link: re.Match[str]) -> str:
+        return link[0] if link[1] in keeping else link[3]
+
+    with contextlib.suppress(OSError, ValueError):
+        text = page.read_text("utf-8")
+        changed = _EARLIER.sub(kept, text)
+        if changed != text:
+            _write(new, changed)
+            new.replace(page)
+
+
 def _adopt(target: Path, present: Sequence[str]) -> None:
     """Read runs that the history does not know back into it, from their JSON files."""
     recorded = {stamp for (stamp,) in history.select(target, "SELECT stamp FROM runs")}
@@ -168,7 +195,7 @@ def _adopt(target: Path, present: Sequence[str]) -> None:
             with contextlib.suppress(*compare.NO_DOCUMENT):
                 document = compare.document(file)
                 history.measurements(document)
-                history.volume_key(document["settings"].get("database") or "")
+                history.volume_of(document["settings"])
                 headline = checks.headline(render.findings(document), file.stem)
                 changes = document.get("changes", {})
                 verdict = Status(document["status"])

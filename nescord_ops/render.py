@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import html
 import re
 import sys
 import urllib.parse
@@ -36,6 +37,9 @@ def page(content: Any, document: Mapping[str, Any]) -> str:
     resources = {"csp": CSP, "style": style(), "page": seen}
     text, _ = _exporter().from_notebook_node(story, resources=resources)
     assert isinstance(text, str)
+    if document.get("demo"):
+        place = html.escape(str(document["settings"].get("app_dir")))
+        text = text.replace(f"--app-dir {place} ", f"--app-dir {settings.SAMPLE} ")
     text = text.replace("<pre>", '<pre tabindex="0">')  # it may scroll: reached with the keyboard
     return show.dated(text, _made_at(document))
 
@@ -80,8 +84,10 @@ def _banner(document: Mapping[str, Any]) -> dict[str, Any]:
         ],
         **todo.steps(document, seen, three, changed["unseen"]),
         **changed,
-        "table": todo.rows(seen, settings.command(document["settings"])) if seen else "",
+        "table": todo.rows(seen, todo.tool(document)) if seen else "",
         "total": len(seen),
+        "gone": settings.SAMPLE_GONE if document.get("demo") else "",
+        "again": settings.SAMPLE_AGAIN,
         "generated_at": document["generated_at"],
         "time": show.moment(now),
         "json": _link(f"{name}.json"),

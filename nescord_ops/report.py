@@ -17,13 +17,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nescord_ops import __version__, checks, compare, history, memory, publish, render, snapshot
+from nescord_ops import (
+    __version__,
+    checks,
+    compare,
+    history,
+    memory,
+    publish,
+    render,
+    snapshot,
+    succession,
+)
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 from nescord_ops.kernel import Nursery
 from nescord_ops.publish import Page
 from nescord_ops.results import Result
-from nescord_ops.settings import OF_A_VOLUME, OUR_SECRETS
+from nescord_ops.settings import OF_A_VOLUME, OUR_SECRETS, Settings
 from nescord_ops.show import Text, printable
 
 if TYPE_CHECKING:
@@ -111,9 +121,14 @@ def run(
         notebooks = [runner.read(path, name) for name, path in paths.items()]
         notebooks = _refuse_unknown(notebooks, parameters)
         values = _values(notebooks, {"depth": depth}, parameters)
-        target, place = _target(out, notebooks, options, demo=demo)
+        found = None if demo else _volume(notebooks, options)
+        default = Path(os.environ.get("NESCORD_OPS_REPORTS_DIR") or "reports")
+        target = (out or (found.reports_dir if found else default)).absolute()
+        place = _place(found) if found else {}
         began = (now or datetime.now(UTC)).astimezone(UTC)
         building = stack.enter_context(publish.building(target, began))
+        if found:
+            succession.take_over(target, found)
         if demo:
             say("making a sample volume")
             options = _sample(stack)
@@ -230,20 +245,19 @@ def _values(
     }
 
 
-def _target(
-    out: Path | None, notebooks: Sequence[Notebook], options: Mapping[str, Any], *, demo: bool
-) -> tuple[Path, dict[str, str]]:
-    """The reports directory, and the settings of a notebook that ends without showing its own.
-
-    Raise SettingsError if there is no volume to report on.
-    """
+def _volume(notebooks: Sequence[Notebook], options: Mapping[str, Any]) -> Settings | None:
+    """The volume to report on, if a notebook is about one; raise SettingsError if there is none."""
+    if not any("app_dir" in notebook.declared for notebook in notebooks):
+        return None
     from nescord_ops import settings
 
-    default, place = Path(os.environ.get("NESCORD_OPS_REPORTS_DIR") or "reports"), {}
-    if not demo and any("app_dir" in notebook.declared for notebook in notebooks):
-        loaded = settings.load(**options)
-        default, place = loaded.reports_dir, {"database": printable(str(loaded.database))}
-    return (out or default).absolute(), place
+    return settings.load(**options)
+
+
+def _place(settings: Settings) -> dict[str, str]:
+    """The settings of a notebook that ends without showing its own."""
+    both = {"database": settings.database, "database_meant": settings.database_meant}
+    return {name: printable(str(path)) for name, path in both.items() if path}
 
 
 def _sample(stack: contextlib.ExitStack) -> dict[str, str]:

@@ -44,6 +44,12 @@ START_HINT = (
     "set DATABASE_URL and CHROMADB_PERSIST_DIRECTORY, or name the bot's directory with --app-dir; "
     "to try it first: nescord-ops report --demo, or nescord-ops demo DIR"
 )
+SAMPLE = "sample"  # where a newcomer makes the volume again that a report of a sample was about
+SAMPLE_GONE = (
+    "This was a sample volume, which is removed. To try the commands, make it again in a directory"
+    f" ./{SAMPLE}:"
+)
+SAMPLE_AGAIN = f"nescord-ops demo {SAMPLE}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -37,11 +37,15 @@ _COUNTING = re.compile(r"\b\d[\d.,]*( ?(bytes|[kMGT]B))?\b")
 
 @dataclasses.dataclass(slots=True)
 class Invocation:
-    """The options that stand before the command; `options` are keywords of `settings.load`."""
+    """The options that stand before the command; `options` are keywords of `settings.load`.
+
+    `sample` says that the command was about a sample, which is gone.
+    """
 
     options: dict[str, str] = dataclasses.field(default_factory=dict)
     json: bool = False
     debug: bool = False
+    sample: bool = False
 
 
 @contextlib.contextmanager
@@ -54,6 +58,7 @@ def resolved(call: Invocation, demo: bool = False, *, required: bool = True) -> 
         return
     from nescord_ops.demo import only_sample, temporary
 
+    call.sample = True
     with only_sample(), progress() as say:
         say("making a sample volume")
         with temporary() as sample:
@@ -127,7 +132,16 @@ def finish(call: Invocation, findings: Findings) -> None:
             name = check.name if len(names) == 1 else f"{len(names)} checks"
             rows.append(("not checked" if check.expected else check.status, name, text))
         write_table(rows)
+        if call.sample:
+            write_gone()
     raise typer.Exit(findings.status.exit_code)
+
+
+def write_gone() -> None:
+    """Say that the sample is removed, and how the commands that were shown can be tried."""
+    from nescord_ops.settings import SAMPLE_AGAIN, SAMPLE_GONE
+
+    typer.echo(f"{SAMPLE_GONE} {SAMPLE_AGAIN}")
 
 
 def write_table(rows: Sequence[tuple[str, str, Text]]) -> None:

@@ -20,7 +20,7 @@ def steps(
     unseen: int,
 ) -> dict[str, Any]:
     """What to do: the worst first, with a command each; what has the same cause is behind it."""
-    tool = settings.command(document["settings"])
+    called = tool(document)
     levels = {
         level: [check for check in seen if check.status is level and not check.expected]
         for level in checks.WORST_FIRST[:-1]
@@ -34,13 +34,13 @@ def steps(
     told: set[str] = set()
     todo = []
     for check, names in rest[:TODO_LIMIT]:
-        hint, command = f"{check.hint}", firstscreen.command(check.hint, tool)
+        hint, command = f"{check.hint}", firstscreen.command(check.hint, called)
         if check.name.startswith("cause.") and hint and not hint.startswith("#"):
             hint, command = "The first command; the whole fix is below.", hint
-        if command == hint.replace("nescord-ops", tool, 1):
+        if command == hint.replace("nescord-ops", called, 1):
             hint = ""
         if command:
-            hint = hint.replace(f" ({command.replace(tool, 'nescord-ops', 1)})", "")
+            hint = hint.replace(f" ({command.replace(called, 'nescord-ops', 1)})", "")
         todo.append(
             {
                 "badge": show.badge(check.status),
@@ -53,19 +53,19 @@ def steps(
         )
         told.add(command)
     behind = [
-        {"title": _behind(level, len(found)), "table": rows(found, tool)}
+        {"title": _behind(level, len(found)), "table": rows(found, called)}
         for level, found in levels.items()
         if found and level is not first
     ]
-    word, remark, command = firstscreen.later(document["name"], three, tool)
+    word, remark, command = firstscreen.later(document["name"], three, called)
     if unseen and document["name"] in ("verify", "capacity", "troubleshoot", "deploy"):
-        remark, command = "Look again at what failed:", f"{tool} {document['name']}"
+        remark, command = "Look again at what failed:", f"{called} {document['name']}"
     elif fixes and not rest:
-        remark, command = "When it is done, look again:", f"{tool} verify"
+        remark, command = "When it is done, look again:", f"{called} verify"
     elif first is not None and document["name"] != "troubleshoot":
-        remark, command = "Causes, and their fixes as commands:", f"{tool} troubleshoot"
+        remark, command = "Causes, and their fixes as commands:", f"{called} troubleshoot"
     elif first is not None:
-        remark, command = "When it is done, look again:", f"{tool} verify"
+        remark, command = "When it is done, look again:", f"{called} verify"
     return {
         **{"fixes": fixes, "todo": todo, "more": len(rest) - len(todo)},
         "behind": behind,
@@ -73,6 +73,13 @@ def steps(
         "remark": remark,
         "next": "" if command in told else command,
     }
+
+
+def tool(document: Mapping[str, Any]) -> str:
+    """How `nescord-ops` is called on a page: a sample that is gone, where it can be made again."""
+    if document.get("demo"):
+        return f"nescord-ops --app-dir {settings.SAMPLE}"
+    return settings.command(document["settings"])
 
 
 def _fixes(

@@ -260,3 +260,5 @@ def test_a_demo_knows_nothing_of_the_real_volume_and_is_removed(
     assert settings["database"].startswith(settings["app_dir"])
     assert not Path(settings["app_dir"]).exists()
     assert os.environ["DATABASE_URL"] == "sqlite:////nowhere/real.db"
+    assert cli.run(["deploy", "--demo"]) == 0
+    assert capsys.readouterr().out.endswith("in a directory ./sample: nescord-ops demo sample\n")

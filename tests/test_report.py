@@ -22,7 +22,7 @@ import nbformat
 import pytest
 from conftest import MakeDemo, Tags
 
-from nescord_ops import checks, history, kernel, publish, render, report, runner
+from nescord_ops import checks, history, kernel, publish, render, report, runner, settings
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 
@@ -482,11 +482,17 @@ def test_a_demo_is_reported_on_marked_and_removed(
         FOUND,
         "from nescord_ops import settings\nplaces = settings.load(app_dir=app_dir)\n"
         "assert places.database.is_file() and places.chroma_dir.is_dir()",
+        "print('nescord-ops --app-dir', app_dir, 'story')",
         "dataclasses.replace(found, settings=places)",
     ]
-    name = make(tmp_path / "n.ipynb", *cells, parameters='app_dir: str = ""')
+    name = make(tmp_path / "verify.ipynb", *cells, parameters='app_dir: str = ""')
     run = report.run([name], out=tmp_path / "reports", demo=True)
     assert (run.status, run.demo) == (Status.OK, True)
+    page = run.pages[0].html.read_text()
+    assert f'{settings.SAMPLE_GONE}</p>\n<pre class="command"' in page
+    typed = re.findall(r"nescord-ops (?:demo|--app-dir \S+) \w+", page)
+    shown = [f"nescord-ops --app-dir sample {word}" for word in ("backup", "story")]
+    assert typed == [settings.SAMPLE_AGAIN, *shown]
     database = Path(json.loads(run.pages[0].json.read_text())["settings"]["database"])
     assert database.is_relative_to(tmp_path)
     assert not database.exists()
@@ -494,7 +500,7 @@ def test_a_demo_is_reported_on_marked_and_removed(
     assert history.runs(tmp_path / "reports")[0].demo
     assert history.series(tmp_path / "reports", "used_bytes") == []
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"n.ipynb", "reports"}
+    assert left == {"verify.ipynb", "reports"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

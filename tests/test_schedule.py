@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -191,6 +192,32 @@ def test_keep_counts_this_run_first_and_removes_nothing_that_is_no_run(tmp_path:
         run = put(out, checks.ok("a", "b"), at=NOW + timedelta(hours=number), keep=2)
     assert stamps(out) == ["20261124T000000Z", "20261124T010000Z", foreign[0]]
     assert all((out / name / "mine.json").is_file() for name in foreign)
+
+
+def test_no_page_leads_to_a_run_that_is_not_kept(tmp_path: Path) -> None:
+    bad = checks.fail("a", "b", "c")
+
+    def leading() -> dict[str, list[str]]:
+        """Of each run that is kept, the runs that its page leads to, there or not."""
+        pages = {path.parent.name: path.read_text() for path in tmp_path.glob("2*/verify.html")}
+        assert all("Compared with" in text for text in [*pages.values()][1:])
+        for page in [tmp_path / "index.html", *tmp_path.glob("2*/*.html")]:
+            for link in re.findall(r'href="([^"#]+)', page.read_text()):
+                assert link.startswith("data:") or (page.parent / unquote(link)).exists(), link
+        return {run: re.findall(r'href="\.\./(2[^/"]+)/', pages[run]) for run in sorted(pages)}
+
+    for day in range(4):
+        put(tmp_path, bad if day else checks.ok("a", "b"), at=NOW + timedelta(days=day), keep=3)
+    kept = stamps(tmp_path)
+    assert leading() == {kept[0]: [], kept[1]: [kept[0]], kept[2]: [kept[1]]}
+    put(tmp_path, bad, at=NOW + timedelta(days=4), keep=1)
+    (last,) = stamps(tmp_path)
+    assert leading() == {last: []}, "the run that it is compared with goes in the same run"
+    shutil.rmtree(tmp_path / last)
+    put(tmp_path, bad, at=NOW + timedelta(days=5))
+    assert leading() == {stamps(tmp_path)[0]: []}, "somebody else removed it"
+    document = json.loads(next(tmp_path.glob("2*/verify.json")).read_text())
+    assert document["changes"]["previous_run"] == last
 
 
 def test_damaged_runs_are_taken_as_they_are_and_the_index_leads_to_what_is_there(
