@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import shlex
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nescord_ops import __version__, cli_backup, cli_lab, cli_offsite, cli_report
+from nescord_ops import __version__, cli_backup, cli_lab, cli_offsite, cli_report, interrupts
 from nescord_ops.errors import OpsError, SettingsError
 from nescord_ops.show import printable
 from nescord_ops.terminal import (
@@ -47,26 +46,23 @@ app = typer.Typer(
 )
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM. Once exec() has seen the very KeyboardInterrupt, `python -m` ends by SIGINT.
-
-    It does so even where that is caught (CPython 3.11, pythonrun.c), and dataclasses use exec().
-    """
-
-
-def _terminate(*_: object) -> None:
-    raise _Terminated
-
-
 def main() -> None:
     """Run the command line and exit with its code. SIGTERM cleans up as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, _terminate)
+    interrupts.watch()
     os.umask(os.umask(0o022) | 0o022)  # nobody else writes to what this writes
     sys.exit(run())
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Given arguments (default: the process's), run one command and return the exit code."""
+    code = _run(arguments)
+    if interrupts.arrived() and code != INTERRUPTED:  # it came too late, or its exception was lost
+        typer.echo("Error: interrupted", err=True)
+        return INTERRUPTED
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # Until the options are parsed, whoever wrote them anywhere meant them.
     call = Invocation(json="--json" in arguments, debug="--debug" in arguments)

@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from nescord_ops import checks, history, render, report, settings
+from nescord_ops import checks, history, interrupts, render, report, settings
 from nescord_ops.checks import Check, Status
 from nescord_ops.errors import OpsError, SettingsError
 from nescord_ops.history import PageRow
@@ -205,7 +205,7 @@ def main() -> None:
     answer = open(os.dup(1), "w", encoding="utf-8")  # noqa: SIM115
     os.dup2(2, 1)  # whatever prints does not spoil the answer
     task = Task(**json.loads(sys.stdin.buffer.readline()))
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupts.watch()
     threading.Thread(target=_end_with_starter, daemon=True).start()
     try:
         outcome = _run(task)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from nescord_ops import checks, compare, history, index, overlap, render
+from nescord_ops import checks, compare, history, index, interrupts, overlap, render
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 from nescord_ops.results import Result
@@ -94,8 +94,9 @@ def publish(
 
     The caller holds the directory (`building`). The history comes first: a row without a directory
     is not shown, and trends may have it. With `keep`, this run and the newest others stay; what is
-    no run of ours is never removed.
+    no run of ours is never removed. Raise Terminated if a signal has asked this process to end.
     """
+    interrupts.check()
     with _refusals():
         present = _present(target)
         stamp = _free(began, present)
@@ -122,6 +123,7 @@ def publish(
         _write(new, index.page(known, links, target))
         for page, _ in results:
             _unlink(page.html, keeping, building / ".page")
+        interrupts.check()
         new = new.rename(target / f"{overlap.BUILDING}index-{stamp}")
         building.rename(target / stamp)
         new.replace(target / "index.html")

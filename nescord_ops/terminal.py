@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nescord_ops import interrupts
 from nescord_ops.show import SYMBOLS, alike, printable
 
 if TYPE_CHECKING:
@@ -67,7 +68,10 @@ def resolved(call: Invocation, demo: bool = False, *, required: bool = True) -> 
 
 @contextlib.contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """Yield a function that says on stderr what is being done; it may be called by any thread."""
+    """Yield a function that says on stderr what is being done; it may be called by any thread.
+
+    It raises Terminated if a signal has asked this process to end.
+    """
     if not sys.stderr.isatty():
         yield _Log()
         return
@@ -75,7 +79,12 @@ def progress() -> Iterator[Callable[[str], None]]:
 
     with Console(stderr=True).status("") as status:
         began = time.monotonic()
-        yield lambda text: status.update(_Elapsing(text, began))
+
+        def say(text: str) -> None:
+            interrupts.check()
+            status.update(_Elapsing(text, began))
+
+        yield say
 
 
 def log(text: str) -> None:
@@ -93,6 +102,7 @@ class _Log:
         self._seen: dict[str, float] = {}
 
     def __call__(self, text: str) -> None:
+        interrupts.check()
         step = _COUNTING.sub("#", text)
         now = time.monotonic()
         with self._lock:

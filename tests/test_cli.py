@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import weakref
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import MakeDemo
 
-from nescord_ops import __version__, cli, verify
+from nescord_ops import __version__, cli, history, index, interrupts, publish, terminal, verify
 from nescord_ops.checks import fail, ok, unknown, warn
 from nescord_ops.faults import FAULTS
 from nescord_ops.settings import Settings, load
@@ -194,6 +198,60 @@ def test_sigterm_exits_130_even_when_a_module_is_being_imported(tmp_path: Path) 
     environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-m", "ends"], check=False, env=environment)
     assert done.returncode == 130
+
+
+class Thing:
+    pass
+
+
+def lose_a_sigterm() -> None:
+    """Have SIGTERM arrive where Python only reports what its handler raises."""
+    thing = Thing()
+    _ = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGTERM))
+    del thing
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The command's handlers, in this process."""
+    monkeypatch.setattr(interrupts, "_arrived", False)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    interrupts.watch()
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("watched")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_sigterm_whose_exception_is_lost_exits_130(
+    volume: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    def verified(loaded: Settings, **_: Any) -> verify.Verification:
+        lose_a_sigterm()
+        return found(loaded, ok("a", "b"))
+
+    monkeypatch.setattr(verify, "run", verified)
+    assert cli.run(["--app-dir", volume, "verify"]) == 130
+    assert capsys.readouterr().err.endswith("Error: interrupted\n")
+    with terminal.progress() as say, pytest.raises(KeyboardInterrupt):
+        say("going on")
+
+
+@pytest.mark.usefixtures("watched")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_run_is_not_published_after_a_sigterm_whose_exception_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*_: Any) -> str:
+        lose_a_sigterm()
+        return ""
+
+    monkeypatch.setattr(index, "page", late)
+    began = datetime.now(UTC)
+    with pytest.raises(KeyboardInterrupt), publish.building(tmp_path, began) as building:
+        publish.publish(tmp_path, building, [], began, None, demo=False)
+    assert [path.name for path in tmp_path.iterdir()] == [history.FILE_NAME]
 
 
 def test_an_interrupt_exits_130(
