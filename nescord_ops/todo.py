@@ -62,6 +62,8 @@ def steps(
         remark, command = "Look again at what failed:", f"{called} {document['name']}"
     elif fixes and not rest:
         remark, command = "When it is done, look again:", f"{called} verify"
+    elif chosen and all(_asks_nothing(check) for check, _ in chosen):
+        word = "Nothing now."
     elif first is not None and document["name"] != "troubleshoot":
         remark, command = "Causes, and their fixes as commands:", f"{called} troubleshoot"
     elif first is not None:
@@ -80,6 +82,10 @@ def tool(document: Mapping[str, Any]) -> str:
     if document.get("demo"):
         return f"nescord-ops --app-dir {settings.SAMPLE}"
     return settings.command(document["settings"])
+
+
+def _asks_nothing(check: Check) -> bool:
+    return check.hint.removeprefix("# ").startswith(checks.NOTHING_TO_DO)
 
 
 def _fixes(

@@ -29,7 +29,17 @@ from nescord_ops import (
     show,
     volume,
 )
-from nescord_ops.checks import RESTORE_PROVEN, Check, Findings, Status, fail, ok, unknown, warn
+from nescord_ops.checks import (
+    NOTHING_TO_DO,
+    RESTORE_PROVEN,
+    Check,
+    Findings,
+    Status,
+    fail,
+    ok,
+    unknown,
+    warn,
+)
 from nescord_ops.errors import CaptureError, OpsError, SettingsError, VolumeError
 from nescord_ops.settings import Depth, Settings
 from nescord_ops.snapshot import Snapshot, capture
@@ -349,7 +359,8 @@ def _schema(path: Path) -> Iterator[Check]:
         yield ok("database.search", f"{database.SEARCH_TABLE} exists")
     else:
         text = f"{database.SEARCH_TABLE} does not exist although migration 5 is recorded"
-        hint = "a known defect of the bot: keyword search finds nothing; no data is lost"
+        hint = f"{NOTHING_TO_DO}, and no data is lost: a known defect of the bot's migration; "
+        hint += "keyword search finds nothing, search by meaning works"
         yield warn("database.search", text, hint)
 
 
