@@ -299,11 +299,13 @@ def _capture_checks(snapshot: Snapshot) -> Iterator[Check]:
 
 def _shallow(settings: Settings, now: datetime) -> Iterator[Check]:
     """The checks that need no copy."""
+    from nescord_ops import capacity
+
     yield places.url(settings)
     yield from places.locations(settings)
     yield places.strays(settings)
     yield from places.access(settings)
-    yield places.room(settings)
+    yield places.room(settings, capacity.space(settings))
     yield from _database(settings)
     yield from _chroma(settings)
     yield from freshness.health(settings, now)
