@@ -27,7 +27,9 @@ def steps(
     }
     first = next((level for level in levels if levels[level]), None)
     chosen = show.alike(levels[first]) if first else []
-    began = (document.get("changes") or {}).get("since") or {}
+    changes = document.get("changes") or {}
+    began = changes.get("since" if first is Status.FAIL else "warned") or {}
+    began = began if first is not Status.UNKNOWN else {}
     fixes = _fixes(document, chosen, began) if first is Status.FAIL else []
     fixed = {name for each in fixes for name in each["checks"]}
     rest = [(check, names) for check, names in chosen if check.name not in fixed]
