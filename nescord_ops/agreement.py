@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
+from nescord_ops import show
 from nescord_ops.checks import RESTORE_PROVEN, Check, Status, none_of, ok
 from nescord_ops.stores import Stores
 
@@ -152,13 +153,14 @@ def stale(stores: Stores) -> Iterator[Check]:
         old_text += is_old
         wrong_hash += is_wrong
         example = example or (note if is_old else "")
+    of = show.count(compared, "note")
     yield none_of(
         "stores.stale",
         old_text,
         "notes",
         good=f"every note in Chroma has its current text ({compared:,})",
-        bad=f"of {compared:,} notes were edited and Chroma kept the old text, such as {example}",
-        one=f"of {compared:,} notes was edited and Chroma kept the old text: {example}",
+        bad=f"of {of} were edited and Chroma kept the old text, such as {example}",
+        one=f"of {of} was edited and Chroma kept the old text: {example}",
         hint="a known bug of the bot (it adds, never updates); with the bot stopped: nescord-ops "
         "clean stale --apply, and it adds them anew",
     )

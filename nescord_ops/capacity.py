@@ -6,6 +6,7 @@ reads tables, Chroma's parts and the notes' dates from the copies. Nothing is wr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import sqlite3
@@ -298,6 +299,15 @@ def _vector_segments(connection: sqlite3.Connection) -> frozenset[str]:
     return frozenset(str(name) for (name,) in rows)
 
 
+def space(settings: Settings) -> volume.Space | None:
+    """Given settings, return the volume's room; None where nobody knows its size."""
+    parts = footprint.components(footprint.scan(settings), free_bytes={})
+    room = _room(settings, parts)
+    if room.size_bytes is None or room.free_bytes is None:
+        return None
+    return volume.Space(room.size_bytes, room.used_bytes, room.free_bytes)
+
+
 def _room(settings: Settings, components: tuple[Component, ...]) -> Room:
     """The volume's size and what is left of it, from its mount or else from the settings."""
     own = sum(c.allocated_bytes for c in components if c.on_volume)
@@ -315,7 +325,10 @@ def _room(settings: Settings, components: tuple[Component, ...]) -> Room:
         return Room("not known", None, own, None, None)
     size = round(settings.volume_gb * GB)
     overhead = round(size * FILE_SYSTEM_RATIO)
-    return Room("NESCORD_OPS_VOLUME_GB", size, own, max(0, size - overhead - own), overhead)
+    free = max(0, size - overhead - own)
+    with contextlib.suppress(VolumeError):  # a fuller disk has the last word
+        free = min(free, volume.space(settings.database.parent).free_bytes)
+    return Room("NESCORD_OPS_VOLUME_GB", size, own, free, overhead)
 
 
 def _bytes_per_note(components: tuple[Component, ...], notes: Notes | None) -> float | None:

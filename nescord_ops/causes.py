@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from nescord_ops.checks import ABSENT
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Message:
@@ -167,9 +169,16 @@ CAUSES = (
         {"malformed": 3, "disk_io": 2}, _RESTORE,
     ),
     Cause(
-        "chroma-damaged", ("vectors",),
-        "Chroma's own database is missing, damaged, or not Chroma's",
-        (Sign("chroma.integrity", 5), Sign("chroma.file", 5), Sign("access.chroma", 1, "missing")),
+        "chroma-missing", ("vectors", "mount"),
+        "Chroma's store is missing: it is gone, or a setting names another place",
+        (Sign("chroma.integrity", 5, ABSENT), Sign("chroma.file", 5, ABSENT),
+         Sign("access.chroma", 1, ABSENT)),
+        {"persist_missing": 1}, ("# if CHROMADB_PERSIST_DIRECTORY is right:", *_VECTORS),
+    ),
+    Cause(
+        "chroma-damaged", ("vectors",), "Chroma's own database is damaged, or not Chroma's",
+        (Sign("chroma.integrity", 5, rf"^(?!.*(?:{ABSENT}))"),
+         Sign("chroma.file", 5, rf"^(?!.*(?:{ABSENT}))")),
         {"malformed": 1, "disk_io": 1}, _VECTORS,
     ),
     Cause(
@@ -244,7 +253,7 @@ CAUSES = (
         "no-keyword-search", ("unsearchable",),
         "a known defect of the bot: keyword search finds nothing; no data is in danger",
         (Sign("database.search", 5),), {},
-        ("# nothing to repair: use search by meaning until the bot's migration is corrected",),
+        ("# nothing to do: use search by meaning until the bot's migration is corrected",),
     ),
     Cause(
         "large-wal", ("database", "full"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -212,26 +213,35 @@ _TELLING = {
 }
 
 
-# Of failed checks, the gravest first: what begins so, what the data's danger is.
+ABSENT = r"No such file|is missing$"  # of a store, in what its checks saw
+NOTHING_TO_DO = "nothing to do"  # how the hint of a warning begins that asks for nothing
+# Of failed checks, the gravest first: what begins so, what it saw, what the data's danger is.
 _DANGERS = (
-    ("access.database", "the database is not where the bot looks for it"),
-    ("database.integrity database.file", "the database is damaged"),
-    ("database.", "the database is not the bot's, or not whole"),
-    ("chroma.collection chroma.dimension chroma.distance", "search does not work with it"),
-    ("chroma.", "vectors are lost or damaged"),
-    ("stores.", "vectors are lost"),
-    ("access.chroma access.volume", "the bot may not write it"),
-    ("location.", "it lies where a deploy may delete it"),
-    ("access.space", "the volume is full"),
-    ("backups.", "it has no good and recent backup"),
-)
+    ("access.database", "", "the database is not where the bot looks for it"),
+    ("database.integrity database.file", "", "the database is damaged"),
+    ("database.", "", "the database is not the bot's, or not whole"),
+    ("chroma.integrity chroma.file", ABSENT, "Chroma's store is not where the bot looks for it"),
+    ("chroma.integrity chroma.file", "", "Chroma's own database is damaged, or not Chroma's"),
+    ("chroma.collection chroma.dimension chroma.distance", "", "search does not work with it"),
+    ("chroma.index", "is gone", "the vectors are gone"),
+    ("chroma.", "", "vectors are lost or damaged"),
+    ("stores.", "", "vectors are lost"),
+    ("access.chroma", ABSENT, "Chroma's store is not where the bot looks for it"),
+    ("access.chroma access.volume", "", "the bot may not write it"),
+    ("location.volume location.database location.chroma", "",
+     "it lies where a deploy may delete it"),
+    ("location.", "", "the bot opens another file than DATABASE_URL is meant to name"),
+    ("access.space", "", "the volume is full"),
+    ("backups.", "", "it has no good and recent backup"),
+)  # fmt: skip
 
 
 def _danger(checks: Iterable[Check]) -> str:
     """What kind of danger the data is in, in a few words; empty where no failed check says."""
-    failed = [check.name for check in checks if check.status is Status.FAIL]
-    for beginnings, said in _DANGERS:
-        if any(name.startswith(tuple(beginnings.split())) for name in failed):
+    failed = [check for check in checks if check.status is Status.FAIL]
+    for beginnings, seen, said in _DANGERS:
+        names = tuple(beginnings.split())
+        if any(c.name.startswith(names) and re.search(seen, c.summary) for c in failed):
             return said
     return ""
 

@@ -210,13 +210,14 @@ def _items(found: Mapping[str, Waste], chosen: Sequence[str]) -> Iterator[Item]:
         elif name in chosen and word.stores and "pages" in chosen:
             gives = waste.held_bytes // PAGE_BYTES * PAGE_BYTES
         facts = (waste.count, gives, GUIDE_PRICE.usd(gives), waste.examples)
-        yield Item(name, word.summary, *facts, chosen=name in chosen)
+        yield Item(name, word.many, *facts, chosen=name in chosen)
 
 
 def _judged(items: Iterable[Item], found: Mapping[str, Waste], *, applied: bool) -> Iterator[Check]:
     """A check a word: what would go, or went."""
     for item in items:
-        name, text = f"clean.{item.what}", f"{item.count:,} {item.summary}"
+        name, word = f"clean.{item.what}", WORDS[item.what]
+        text = show.count(item.count, word.one, word.many)
         if item.examples:
             text += f", such as {', '.join(item.examples)}"
         if item.chosen:

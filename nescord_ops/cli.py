@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nescord_ops import __version__, cli_backup, cli_lab, cli_offsite, cli_report, interrupts
+from nescord_ops import __version__, cli_backup, cli_lab, cli_offsite, cli_report, interrupts, show
 from nescord_ops.errors import OpsError, SettingsError
 from nescord_ops.show import printable
 from nescord_ops.terminal import (
@@ -308,7 +308,7 @@ def demo(
     from nescord_ops import demo as demos
 
     with progress() as say:
-        say(f"writing {notes:,} notes")
+        say(f"writing {show.count(notes, 'note')}")
         made = demos.create(directory, notes=notes, vectors=vectors, faults=fault or (), seed=seed)
     if call.json:
         write_json(
@@ -322,7 +322,8 @@ def demo(
         return
     place = shlex.quote(printable(str(made.app_dir)))
     planted = f", with {', '.join(fault)}" if fault else ""
-    typer.echo(f"Made {made.notes:,} notes and {made.vectors:,} vectors in {place}{planted}.")
+    what = f"{show.count(made.notes, 'note')} and {show.count(made.vectors, 'vector')}"
+    typer.echo(f"Made {what} in {place}{planted}.")
     typer.echo("Next:")
     for command in ("verify", "report"):
         typer.echo(f"  nescord-ops --app-dir {place} {command}")

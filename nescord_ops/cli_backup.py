@@ -68,7 +68,7 @@ def list_(context: typer.Context) -> None:
             rows.insert(0, (status, "store.sqlite3", as_text(f"{found.problem}\n→ {found.hint}")))
         write_table(rows)
         takes = show.size(found.store_bytes)
-        typer.echo(f"{len(found.backups)} backups; the store takes {takes!s}.")
+        typer.echo(f"{show.count(len(found.backups), 'backup')}; the store takes {takes!s}.")
     raise typer.Exit((2 if found.unread else 1) if found.problem else 0)
 
 

@@ -243,7 +243,8 @@ def _judge(answer: Answer, tried: Tried, records: int) -> Iterator[Check]:
         return
     if not all(seen.get(step) for step in STEPS):
         steps = ", ".join(f"{step}: {'yes' if seen.get(step) else 'no'}" for step in STEPS)
-        text = f"a test document beside {records:,} records was not found again and deleted"
+        beside = show.count(records, "record")
+        text = f"a test document beside {beside} was not found again and deleted"
         yield fail("chroma.roundtrip", f"{text} ({steps})", hint)
         return
     text = "a test document was created in a copy, found again by a new process, and deleted"
@@ -264,11 +265,13 @@ def _searched(seen: dict[str, Any], tried: Tried, records: int) -> Check:
             why = f"not searched: no vector is in the index's files, and {tried.aside}"
         return unknown("chroma.search", why, expected=True)
     fetched, found = int(seen.get("fetched", 0)), int(seen.get("nearest", tried.found))
-    text = f"of a sample of {sample} records {fetched} were fetched with their vectors and {found} "
-    text += "were found by them (search is approximate)"
+    of = f"of a sample of {show.count(sample, 'record')}"
+    text = f"{of} {fetched} fetched with their vectors, {found} found by them (approximate search)"
     if tried.aside:
-        text = f"of a sample of {sample} records Chroma fetched {fetched}, and {found} were found "
-        text += f"by their vectors in the index's files, without Chroma, as {tried.aside}"
+        text = (
+            f"{of} Chroma fetched {fetched}; {found} found by their vectors in the index's files,"
+        )
+        text += f" without Chroma, as {tried.aside}"
     details = {"value": found, "unit": "records", "limit": sample * RECALL_FLOOR}
     if fetched < sample or found < sample * RECALL_FLOOR:
         return fail("chroma.search", text, hint, **details)

@@ -53,11 +53,12 @@ def changes(
 ) -> dict[str, Any]:
     """Given a notebook's JSON document and its run's time, return what changed.
 
-    That is {"previous", "previous_run", "new", "resolved", "since", "unseen", "last_healthy",
-    "measures"}. `since` maps each check that fails now to the first run of its unbroken series,
-    `unseen` each one that failed when it was last looked at to {"since", "seen"}; times are
-    ISO 8601 in UTC. `last_healthy` is the newest earlier healthy run. `measures` have "key",
-    "label", "before", "now" and "unit". Reads the history, and older runs' JSON files.
+    That is {"previous", "previous_run", "new", "resolved", "since", "unseen", "warned",
+    "last_healthy", "measures"}. `since` maps each check that fails now to the first run of its
+    unbroken series, `unseen` each one that failed when it was last looked at to {"since", "seen"},
+    `warned` each one that warns to the first run in which it did; times are ISO 8601 in UTC.
+    `last_healthy` is the newest earlier healthy run. `measures` have "key", "label", "before",
+    "now" and "unit". Reads the history, and older runs' JSON files.
     """
     name = document["name"]
     volume = history.volume_of(document["settings"])
@@ -73,6 +74,7 @@ def changes(
         "resolved": resolved,
         "since": since,
         "unseen": {check: seen for check, seen in after.items() if check not in failing},
+        "warned": _warned(reports_dir, rows, document, at),
         "last_healthy": _last_healthy(reports_dir, name, volume, at) if rows else None,
         "measures": _measures(reports_dir, rows[0][0], document) if rows else [],
     }
@@ -204,6 +206,26 @@ def _step(
             after[name] = seen
     fresh = {"since": now, "seen": now}
     return {**after, **{n: {**before.get(n, fresh), "seen": now} for n in failing}}, resolved
+
+
+def _warned(
+    reports_dir: Path,
+    rows: Sequence[tuple[str, datetime, Standing | None]],
+    now: Mapping[str, Any],
+    at: datetime,
+) -> dict[str, str]:
+    """Since when each check warns, as far as the run before says; what was not looked at stays."""
+    before: dict[str, str] = {}
+    for stamp, _, _ in rows[:1]:
+        with contextlib.suppress(*NO_DOCUMENT):
+            read = document(reports_dir / stamp / f"{now['name']}.json")["changes"]["warned"]
+            before = {n: history.iso(datetime.fromisoformat(began)) for n, began in read.items()}
+    found = {}
+    for check in now["checks"]:
+        name, warns = check["name"], check["status"] == "warn"
+        if warns or (check["status"] == "unknown" and name in before):
+            found[name] = before.get(name, history.iso(at))
+    return found
 
 
 def _measures(reports_dir: Path, stamp: str, document: Mapping[str, Any]) -> list[dict[str, Any]]:

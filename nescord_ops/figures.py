@@ -220,8 +220,8 @@ def errors(log: Log) -> Figure:
         worst = max(log.hours, key=lambda hour: (hour.errors, hour.warnings))
         most = f"; most in the hour of {show.moment(worst.at)}" if sum(bad) + sum(meant) else ""
         return draw(
-            f"{sum(bad):,} errors and {sum(meant):,} warnings from {show.moment(log.first_at)} to"
-            f" {show.moment(log.last_at)}{most}."
+            f"{show.count(sum(bad), 'error')} and {show.count(sum(meant), 'warning')} from"
+            f" {show.moment(log.first_at)} to {show.moment(log.last_at)}{most}."
         )
 
 

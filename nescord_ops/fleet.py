@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nescord_ops import checks, fleet_index, history, member, publish, report
+from nescord_ops import checks, fleet_index, history, member, publish, report, show
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 from nescord_ops.member import Outcome, Task
@@ -163,7 +163,7 @@ def run(
             if broken:
                 # A pool of processes that broke takes along what it had not begun. Looking writes
                 # nothing to a volume, so what was lost may be done again, here, one at a time.
-                say(f"the pool broke; {len(broken)} volumes are looked at again")
+                say(f"the pool broke; looking again at {show.count(len(broken), 'volume')}")
                 _in_threads(broken, 1, finish)
         else:
             _in_threads(tasks, jobs, finish)

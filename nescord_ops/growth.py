@@ -131,7 +131,7 @@ def from_history(series: Iterable[Point], used_bytes: int, now: datetime) -> Gro
         return "no earlier report measured this volume"
     if len(points) < MIN_RUNS or days < MIN_DAYS:
         within = show.count(days, "day")
-        return f"reports were made on {len(points)} days within {within}, too few"
+        return f"reports were made on {show.count(len(points), 'day')} within {within}, too few"
     return _fit("history", points, "the volume did not fill")
 
 

@@ -5,6 +5,7 @@ It imports nothing of this package, and is run by its path.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -24,6 +25,9 @@ def main() -> None:
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     from jupyterlab.labapp import LabApp
 
+    # Its starter ends it with SIGTERM; that is no news to whoever pressed Ctrl-C.
+    for name in ("LabApp", "ServerApp"):
+        logging.getLogger(name).addFilter(lambda r: not str(r.msg).startswith("received signal"))
     threading.Thread(target=_end_with_starter, daemon=True).start()
     LabApp.launch_instance([])
 

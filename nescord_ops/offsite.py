@@ -347,8 +347,9 @@ def prune(
         copies.remove(place, copy.id)
     freed = sum(copy.stream_bytes for copy in removed)
     done = "would be removed" if dry_run else "removed"
-    text = f"{len(removed)} copies {done}, {len(found) - len(removed)} kept; {show.size(freed)} "
-    text += f"freed, {show.dollars(prices.BUCKET_PRICE.usd(freed))} a month in a bucket"
+    text = f"{show.count(len(removed), 'copy', 'copies')} {done}, {len(found) - len(removed)} kept"
+    usd = show.dollars(prices.BUCKET_PRICE.usd(freed))
+    text += f"; {show.size(freed)} freed, {usd} a month in a bucket"
     checks = [ok("offsite.prune", text, value=freed, unit="bytes")]
     if not dry_run:
         checks += _forget(settings, place, {copy.id for copy in removed})

@@ -152,10 +152,10 @@ def mode(name: str, seen: volume.Place) -> Check:
     return ok(name, text, **details)
 
 
-def room(settings: Settings) -> Check:
-    """Free space of the file system that the database is on."""
+def room(settings: Settings, known: volume.Space | None = None) -> Check:
+    """Free space of the volume if that is `known`, else of the database's file system."""
     try:
-        room = volume.space(settings.database.parent)
+        room = known or volume.space(settings.database.parent)
     except VolumeError as error:
         return unknown("access.space", str(error), error.hint)
     details = {"value": room.free_bytes, "unit": "bytes", "limit": FREE_FAIL_BYTES}

@@ -293,8 +293,8 @@ def _compared(backup: Backup, copy: Snapshot) -> Iterator[Check]:
         "drill.content",
         len(wrong),
         "differences",
-        good=f"{sum(c['count'] for c in seen['collections'].values()):,} ids and the rows of "
-        f"{len(seen['rows'])} tables are those that were backed up",
+        good=f"{show.count(sum(c['count'] for c in seen['collections'].values()), 'id')} and the "
+        f"rows of {show.count(len(seen['rows']), 'table')} are those that were backed up",
         bad=f"differences to what was backed up: {'; '.join(wrong[:3])}",
         one=f"difference to what was backed up: {'; '.join(wrong)}",
         hint="use another backup, and take a new one",
@@ -365,8 +365,9 @@ def _queued(stores: Stores) -> Iterator[Check]:
         "chroma.queue",
         broken,
         "vectors",
-        good=f"all {read:,} vectors in the queue were read and are sound",
-        bad=f"of {read:,} vectors in the queue are not usable numbers",
+        good=f"all vectors in the queue were read and are sound ({read:,})",
+        bad=f"of {show.count(read, 'vector')} in the queue are not usable numbers",
+        one=f"of {show.count(read, 'vector')} in the queue is no usable numbers",
         hint="use another backup, and take a new one",
         severity=Status.FAIL,
     )

@@ -160,7 +160,9 @@ def _check_generation(db: sqlite3.Connection, number: int) -> Iterator[Damage]:
             yield Damage(generation.id, path, f"its pages cannot be listed: {error}")
             continue
         if count:
-            yield Damage(generation.id, path, f"{count} of its pages are damaged")
+            yield Damage(
+                generation.id, path, f"{count} of its pages {'is' if count == 1 else 'are'} damaged"
+            )
         elif not listed:
             yield Damage(generation.id, path, "its list of pages is damaged")
 

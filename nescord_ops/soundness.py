@@ -17,6 +17,7 @@ from nescord_ops.stores import Stores
 
 BLOAT_BYTES = 64 << 20
 RESTORE = f"stop the bot and {RESTORE_PROVEN}"
+VECTORS = ("vector is", "vectors are")
 
 
 def database_file(path: Path) -> Iterator[Check]:
@@ -141,10 +142,13 @@ def index(stores: Stores) -> Iterator[Check]:
     wrong = [
         text
         for bad, text in (
-            (seen.broken, f"{seen.broken:,} vectors are not usable numbers"),
-            (seen.missing_labels, f"{seen.missing_labels:,} vectors of the id map are missing"),
-            (seen.unknown_labels, f"{seen.unknown_labels:,} vectors are not in the id map"),
-            (seen.misled, f"{seen.misled:,} vectors have links that lead out of the index"),
+            (seen.broken, f"{show.count(seen.broken, *VECTORS)} not usable numbers"),
+            (
+                seen.missing_labels,
+                f"{show.count(seen.missing_labels, *VECTORS)} in the id map only",
+            ),
+            (seen.unknown_labels, f"{show.count(seen.unknown_labels, *VECTORS)} not in the id map"),
+            (seen.misled, f"{show.count(seen.misled, *VECTORS)} linked to outside the index"),
             (
                 mine.dimension and header.dimension != mine.dimension,
                 f"the index has {header.dimension} dimensions, its collection {mine.dimension}",
@@ -155,7 +159,7 @@ def index(stores: Stores) -> Iterator[Check]:
     if wrong:
         yield fail("chroma.index", "; ".join(wrong), RESTORE)
     else:
-        text = f"all {seen.read:,} vectors of the index files were read and are sound"
+        text = f"all vectors of the index files were read and are sound ({seen.read:,})"
         if not seen.read:
             text = "no vector was written to the index yet: all are in the queue"
         yield ok("chroma.index", text, value=seen.read, unit="vectors")
@@ -199,7 +203,7 @@ def sequence(stores: Stores) -> Iterator[Check]:
         (mine.id,),
     ).fetchone()
     if strange:
-        text = f"{strange:,} rows of the queue have no sequence number"
+        text = f"{show.count(strange, 'row')} of the queue without a sequence number"
         yield fail("chroma.sequence", text, f"the store is damaged: {RESTORE}")
         return
     vector, metadata = mine.vector_seq or 0, mine.metadata_seq or 0

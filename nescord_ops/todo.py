@@ -27,7 +27,9 @@ def steps(
     }
     first = next((level for level in levels if levels[level]), None)
     chosen = show.alike(levels[first]) if first else []
-    began = (document.get("changes") or {}).get("since") or {}
+    changes = document.get("changes") or {}
+    began = changes.get("since" if first is Status.FAIL else "warned") or {}
+    began = began if first is not Status.UNKNOWN else {}
     fixes = _fixes(document, chosen, began) if first is Status.FAIL else []
     fixed = {name for each in fixes for name in each["checks"]}
     rest = [(check, names) for check, names in chosen if check.name not in fixed]
@@ -62,6 +64,8 @@ def steps(
         remark, command = "Look again at what failed:", f"{called} {document['name']}"
     elif fixes and not rest:
         remark, command = "When it is done, look again:", f"{called} verify"
+    elif chosen and all(_asks_nothing(check) for check, _ in chosen):
+        word = "Nothing now."
     elif first is not None and document["name"] != "troubleshoot":
         remark, command = "Causes, and their fixes as commands:", f"{called} troubleshoot"
     elif first is not None:
@@ -80,6 +84,10 @@ def tool(document: Mapping[str, Any]) -> str:
     if document.get("demo"):
         return f"nescord-ops --app-dir {settings.SAMPLE}"
     return settings.command(document["settings"])
+
+
+def _asks_nothing(check: Check) -> bool:
+    return check.hint.removeprefix("# ").startswith(checks.NOTHING_TO_DO)
 
 
 def _fixes(

@@ -29,7 +29,17 @@ from nescord_ops import (
     show,
     volume,
 )
-from nescord_ops.checks import RESTORE_PROVEN, Check, Findings, Status, fail, ok, unknown, warn
+from nescord_ops.checks import (
+    NOTHING_TO_DO,
+    RESTORE_PROVEN,
+    Check,
+    Findings,
+    Status,
+    fail,
+    ok,
+    unknown,
+    warn,
+)
 from nescord_ops.doubt import suspects, unreadable, withdrawn
 from nescord_ops.errors import CaptureError, OpsError, SettingsError, VolumeError
 from nescord_ops.settings import Depth, Settings
@@ -309,11 +319,13 @@ def _capture_checks(snapshot: Snapshot) -> Iterator[Check]:
 
 def _shallow(settings: Settings, now: datetime) -> Iterator[Check]:
     """The checks that need no copy."""
+    from nescord_ops import capacity
+
     yield places.url(settings)
     yield from places.locations(settings)
     yield places.strays(settings)
     yield from places.access(settings)
-    yield places.room(settings)
+    yield places.room(settings, capacity.space(settings))
     yield from _database(settings)
     yield from _chroma(settings)
     yield from freshness.health(settings, now)
@@ -369,7 +381,8 @@ def _schema(path: Path) -> Iterator[Check]:
         yield ok("database.search", f"{database.SEARCH_TABLE} exists")
     else:
         text = f"{database.SEARCH_TABLE} does not exist although migration 5 is recorded"
-        hint = "a known defect of the bot: keyword search finds nothing; no data is lost"
+        hint = f"{NOTHING_TO_DO}, and no data is lost: a known defect of the bot's migration; "
+        hint += "keyword search finds nothing, search by meaning works"
         yield warn("database.search", text, hint)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from nescord_ops import agreement, chroma, inventory, legacy, places, store, volume
+from nescord_ops import agreement, chroma, inventory, legacy, places, show, store, volume
 from nescord_ops.inventory import ADOPTED
 from nescord_ops.results import Result
 from nescord_ops.snapshot import DATABASE
@@ -72,13 +72,14 @@ class Rows:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Word:
-    """One kind of waste: what it is in words, and which `stores` its removal changes.
+    """One kind of waste: what one and many are in words, and which `stores` its removal changes.
 
     With `alone`, its bytes go back to the file system by themselves; those of rows and records do
     when the database is vacuumed. A word that is `named_only` is left alone unless it is named.
     """
 
-    summary: str
+    one: str
+    many: str
     measure: Callable[[Stores], Waste]
     stores: tuple[str, ...] = ()
     alone: bool = False
@@ -145,9 +146,11 @@ def _deletions(stores: Stores) -> Waste:
     count = "SELECT count(*) FROM vec.embeddings WHERE segment_id = ?"
     text = ""
     if found.count * 2 > (records := stores.count(count, segment)):
-        text = f"{found.count:,} of {records:,} records have no note: is this the right database?"
+        of = show.count(records, "record")
+        text = f"{found.count:,} of {of} without a note: is this the right database?"
     elif found.count and (others := places.stray_databases(stores.settings)):
-        text = f"{found.count:,} records have no note here: do their notes lie in {others[0]}?"
+        lost = show.count(found.count, "record")
+        text = f"{lost} without a note here: do the notes lie in {others[0]}?"
     return dataclasses.replace(found, problem=text)
 
 
@@ -222,16 +225,63 @@ ROWS = {
     ),
 }
 WORDS = {
-    "segments": Word("index directories of no collection", _segments, ("chroma",), alone=True),
-    "pages": Word("free pages in both databases", _pages, alone=True),
-    "queue": Word("applied writes in Chroma's queue", ROWS["queue"].measure, ("chroma",)),
-    "deletions": Word("deleted notes that search still finds", _deletions, ("chroma",)),
-    "residue": Word("test documents of the bot's own check", _residue, ("chroma",)),
-    "sync": Word("sync rows of no note, or of another", ROWS["sync"].measure, ("database",)),
-    "items": Word("finished items of the bot's queue", ROWS["items"].measure, ("database",)),
-    "backups": Word("backups of the bot's that are in the store", _backups, alone=True),
-    "strays": Word("databases beside the one in use", _strays, named_only=True),
+    "segments": Word(
+        "index directory of no collection",
+        "index directories of no collection",
+        _segments,
+        ("chroma",),
+        alone=True,
+    ),
+    "pages": Word(
+        "free page in both databases", "free pages in both databases", _pages, alone=True
+    ),
+    "queue": Word(
+        "applied write in Chroma's queue",
+        "applied writes in Chroma's queue",
+        ROWS["queue"].measure,
+        ("chroma",),
+    ),
+    "deletions": Word(
+        "deleted note that search still finds",
+        "deleted notes that search still finds",
+        _deletions,
+        ("chroma",),
+    ),
+    "residue": Word(
+        "test document of the bot's own check",
+        "test documents of the bot's own check",
+        _residue,
+        ("chroma",),
+    ),
+    "sync": Word(
+        "sync row of no note, or of another",
+        "sync rows of no note, or of another",
+        ROWS["sync"].measure,
+        ("database",),
+    ),
+    "items": Word(
+        "finished item of the bot's queue",
+        "finished items of the bot's queue",
+        ROWS["items"].measure,
+        ("database",),
+    ),
+    "backups": Word(
+        "backup of the bot's that is in the store",
+        "backups of the bot's that are in the store",
+        _backups,
+        alone=True,
+    ),
+    "strays": Word(
+        "database beside the one in use",
+        "databases beside the one in use",
+        _strays,
+        named_only=True,
+    ),
     "stale": Word(
-        "notes whose old text search finds", _stale, ("chroma", "database"), named_only=True
+        "note whose old text search finds",
+        "notes whose old text search finds",
+        _stale,
+        ("chroma", "database"),
+        named_only=True,
     ),
 }

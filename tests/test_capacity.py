@@ -18,12 +18,24 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from nescord_ops import capacity, figures, footprint, growth, headroom, history, volume
+from nescord_ops import (
+    capacity,
+    figures,
+    footprint,
+    growth,
+    headroom,
+    history,
+    show,
+    verify,
+    volume,
+)
 from nescord_ops.checks import Check, Status
 from nescord_ops.demo import Demo
 from nescord_ops.errors import CaptureError, SettingsError
 from nescord_ops.growth import Growth, Notes
+from nescord_ops.prices import GB
 from nescord_ops.settings import Settings, load
+from nescord_ops.volume import Space
 
 NOW = datetime(2026, 8, 1, 12, tzinfo=UTC)
 MIDNIGHT = datetime(2026, 8, 1, tzinfo=UTC)
@@ -619,3 +631,20 @@ def test_tables_and_json_carry_units_and_exact_bytes(base_demo: Demo) -> None:
     assert "knowledge_notes" in found.tables_table()._repr_mimebundle_()["text/plain"]
     assert "GB" in found.volume_table()._repr_mimebundle_()["text/plain"]
     assert "delete" in found.reclaimable_table()._repr_mimebundle_()["text/plain"]
+
+
+def test_verify_and_capacity_name_the_same_room(
+    demo: MakeDemo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app_dir = demo().app_dir
+    found = capacity.run(load(app_dir=app_dir), depth="quick")
+    shallow = verify.run(load(app_dir=app_dir), depth="quick")
+    seen = next(check for check in shallow.checks if check.name == "access.space")
+    assert (seen.value, found.size_bytes) == (found.free_bytes, 5 * GB)
+    assert f"of {show.size(5 * GB)!s}" in seen.summary
+    full = Space(9 * GB, 9 * GB, 1 << 20)
+    monkeypatch.setattr(volume, "space", lambda _: full)
+    assert capacity.run(load(app_dir=app_dir), depth="quick").free_bytes == 1 << 20
+    worst = next(c for c in verify.run(load(app_dir=app_dir), depth="quick").checks
+                 if c.name == "access.space")  # fmt: skip
+    assert worst.status is Status.FAIL, "a disk that is fuller has the last word"

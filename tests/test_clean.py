@@ -289,10 +289,11 @@ def test_deletions_are_refused_where_the_notes_may_lie_in_another_database(
     faulty: Settings,
 ) -> None:
     shutil.copy(faulty.database, faulty.database.with_name("nescordbot.db?timeout=20"))
-    assert "do their notes lie in" in str(refused(faulty, "timeout=20", "deletions"))
+    said = str(refused(faulty, "timeout=20", "deletions"))
+    assert "1 record without a note here: do the notes lie in" in said
     faulty.database.with_name("nescordbot.db?timeout=20").unlink()
     write(faulty.database, "DELETE FROM knowledge_notes")
-    assert "DATABASE_URL" in refused(faulty, "300 of 300 records have no note").hint
+    assert "DATABASE_URL" in refused(faulty, "300 of 300 records without a note").hint
     assert by_name(clean.run(faulty))["clean.deletions"].status is Status.FAIL
 
 

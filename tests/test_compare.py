@@ -12,6 +12,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from test_schedule import put
 
 from nescord_ops import checks, cli, compare, history, publish
 from nescord_ops.checks import Check, Status, fail, ok, unknown, warn
@@ -62,6 +63,7 @@ def test_a_first_run_is_compared_with_nothing(tmp_path: Path) -> None:
         "resolved": [],
         "since": {"lost": at(0)},
         "unseen": {},
+        "warned": {},
         "last_healthy": None,
         "measures": [],
     }
@@ -123,6 +125,27 @@ def test_a_run_that_did_not_look_at_a_failure_is_not_healthy(tmp_path: Path) -> 
     for day, made in enumerate([(GOOD, other), (BAD, other), (other,)]):
         run(tmp_path, day, *made)
     assert run(tmp_path, 3, BAD, other)["last_healthy"] == at(0), "not the run of day 2"
+
+
+def test_a_warning_says_since_when(tmp_path: Path) -> None:
+    old = warn("old", "a backup is old", "take one")
+    days = [
+        (GOOD,),
+        (old,),
+        (unknown("old", "not looked at"),),
+        (old,),
+        (ok("old", "new"),),
+        (old,),
+    ]
+    made = [put(tmp_path, *found, at=NOW + timedelta(days=day)) for day, found in enumerate(days)]
+    warned = [each.pages[0].changes["warned"] for each in made]
+    assert warned == [{}, *[{"old": at(1)}] * 3, {}, {"old": at(5)}]
+    page = re.sub(r"<[^>]+>", "", made[3].pages[0].html.read_text())
+    assert "old, since 2026-11-02 03:15 UTC" in page
+    (made[5].directory / "verify.json").write_text('{"changes": {"warned": {"old": "x"}}}')
+    assert put(tmp_path, old, at=NOW + timedelta(days=6)).pages[0].changes["warned"] == {
+        "old": at(6)
+    }
 
 
 def test_a_group_with_nothing_found_in_it_is_resolved_unless_a_part_was_left_out(

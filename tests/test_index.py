@@ -53,6 +53,19 @@ def test_the_newest_run_says_the_verdict_and_leads_to_every_page_and_json(tmp_pa
     assert all(f"{row.stamp}/index.html" in rest for row in rows)
 
 
+def test_many_changes_are_folded_and_a_few_are_not(tmp_path: Path) -> None:
+    def changed(words: str) -> str:
+        page = PageRow("verify", "fail", HEADLINES["fail"], NOW.isoformat(), words)
+        row = run_row(0, "fail", pages=(page,))
+        return re.sub(r"\s+", " ", index.page([row], links(row), tmp_path))
+
+    assert '<p class="changed">Since' in changed("1 new failure (a)")
+    long = f"3 new failures (a, b, c), {'x' * 160} +1 to 2"
+    folded = changed(long)
+    assert "<summary>What changed since the last run</summary><p>Since" in folded
+    assert folded.count(long) == 1
+
+
 def test_healthy_last_counts_the_failing_notebooks_and_what_they_looked_at() -> None:
     broken = run_row(0, "fail")
     standing = run_row(1, pages=(PageRow("verify", "ok", "Healthy. 1 ok.", standing=True),))

@@ -205,6 +205,7 @@ def test_jupyterlab_shows_the_verdict_and_an_error_and_leaves_nothing(
     process = subprocess.Popen(
         [*command, "--demo", "--no-browser", "--port", "0"],
         stdout=subprocess.PIPE,
+        stderr=(tmp_path / "said").open("w"),
         env=environment,
         text=True,
     )
@@ -244,6 +245,7 @@ def test_jupyterlab_shows_the_verdict_and_an_error_and_leaves_nothing(
         process.send_signal(signal.SIGHUP)  # as a terminal that closes while it ends
         code = process.wait(60)
     assert code == 0
+    assert "received signal" not in (tmp_path / "said").read_text()
     assert {url.split("/")[2] for url in asked if not url.startswith(("data:", "blob:"))} == {host}
     assert mentioned(str(scratch)) == []
     assert list(scratch.iterdir()) == []

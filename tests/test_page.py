@@ -171,7 +171,7 @@ def test_where_a_store_is_gone_the_cause_stands_alone_and_the_rest_is_behind_it(
     html = render.page(nbformat.v4.new_notebook(), document)
     above = html.partition('id="checks"')[0]
     todo = above[above.index('class="todo"') : above.index("</ol>")]
-    assert "Your data is not safe: vectors are lost or damaged." in above
+    assert "Your data is not safe: Chroma's store is not where the bot looks for it." in above
     assert "should be a directory and is missing" in todo
     assert "could not be looked at" not in todo
     assert re.search(r"<summary>\d\d checks that could not be made", above)
@@ -261,7 +261,11 @@ def test_since_when_and_what_changed_stand_on_the_page() -> None:
     [
         ("database.integrity backups.age", "the database is damaged"),
         ("chroma.index", "vectors are lost or damaged"),
-        ("location.url backups.age", "it lies where a deploy may delete it"),
+        (
+            "location.url backups.age",
+            "the bot opens another file than DATABASE_URL is meant to name",
+        ),
+        ("location.url location.database", "it lies where a deploy may delete it"),
         ("location.volume access.chroma_write", "the bot may not write it"),
         ("backups.age", "it has no good and recent backup"),
     ],
@@ -269,6 +273,27 @@ def test_since_when_and_what_changed_stand_on_the_page() -> None:
 def test_the_verdict_says_what_kind_of_danger_it_is(failed: str, danger: str) -> None:
     found = [fail(name, "seen", "do") for name in failed.split()]
     assert checks.headline(found, "verify").startswith(f"Your data is not safe: {danger}. ")
+
+
+@pytest.mark.parametrize(
+    ("seen", "danger"),
+    [
+        ("chroma.sqlite3 cannot be opened: No such file", "Chroma's store is not where the bot"),
+        ("chroma.sqlite3 is not a SQLite database", "Chroma's own database is damaged"),
+    ],
+)
+def test_what_is_not_there_is_another_danger_than_what_is_damaged(seen: str, danger: str) -> None:
+    found = [fail("chroma.index", "x", "y"), fail("chroma.integrity", seen, "restore it")]
+    assert checks.headline(found, "verify").startswith(f"Your data is not safe: {danger}")
+
+
+def test_a_warning_that_asks_for_nothing_leads_nowhere() -> None:
+    nothing = warn("database.search", "no table", f"{checks.NOTHING_TO_DO}, and no data is lost")
+    other = warn("database.wal", "24 MB wait", "start the bot")
+    above = page([nothing]).partition("All 1 checks")[0]
+    assert "troubleshoot" not in above
+    assert "Keep it so" in above
+    assert "troubleshoot" in page([nothing, other]).partition("All 2 checks")[0]
 
 
 def test_the_fix_of_failed_checks_stands_once_as_lines_to_copy() -> None:
