@@ -63,7 +63,7 @@ def write(building: Path, document: Mapping[str, Any], content: Any, seconds: fl
     html, notebook, sidecar = (building / f"{name}.{kind}" for kind in ("html", "ipynb", "json"))
     texts = {
         html: render.page(content, document),
-        notebook: nbformat.writes(content) + "\n",
+        notebook: nbformat.writes(_without_marks(content)) + "\n",
         sidecar: json.dumps(document, ensure_ascii=False, indent=1) + "\n",
     }
     with _refusals():
@@ -73,6 +73,17 @@ def write(building: Path, document: Mapping[str, Any], content: Any, seconds: fl
     status = Status(document["status"])
     changes = document.get("changes", {})
     return Page(name, status, seen, html, notebook, sidecar, seconds, changes)
+
+
+def _without_marks(content: Any) -> Any:
+    """The notebook, its findings and figures told in plain words: pages show the exact values."""
+    for cell in content.cells:
+        for output in cell.get("outputs", ()):
+            told = (output.get("data", {}), checks.MIME), (output.get("metadata", {}), "alt")
+            for place, key in told:
+                if key in place:
+                    place[key] = checks.plain(place[key])
+    return content
 
 
 def _write(file: Path, text: str) -> None:
