@@ -24,6 +24,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from nescord_ops import memory
+
 NEAREST = 100  # how many results a record is looked for in; Chroma's own `search_ef`
 SAME = 1e-4  # records whose vectors are nearer than that are the same to a search
 BATCH = 500  # records fetched or deleted at once
@@ -109,7 +111,7 @@ def _import_chroma() -> None:
     sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import chromadb  # noqa: F401
 
-    gc.collect()
+    memory.trim()
     gc.freeze()
 
 

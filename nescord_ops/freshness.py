@@ -144,7 +144,7 @@ def _drilled(good: tuple[Backup, ...], now: datetime) -> Check:
     if proven is None:
         return warn("backups.drill", "no good generation was ever restored to prove it", hint)
     days = _days(proven, now)
-    text = f"a good generation was restored and proven {days:.1f} days ago"
+    text = f"a good generation was restored and proven {show.age(days * 86_400)}"
     return _due("backups.drill", text, hint, days, DRILL_WARN_DAYS)
 
 
@@ -219,5 +219,5 @@ def _offsite_checked(settings: Settings, ours: tuple[Backup, ...], now: datetime
     if not dates:
         return warn("offsite.checked", "no copy off site was ever read back", hint)
     days = _days(datetime.fromisoformat(max(dates)), now)
-    text = f"a copy off site was read back and found whole {days:.1f} days ago"
+    text = f"a copy off site was read back and found whole {show.age(days * 86_400)}"
     return _due("offsite.checked", text, hint, days, DRILL_WARN_DAYS)

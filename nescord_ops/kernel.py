@@ -148,7 +148,6 @@ def _serve() -> None:
             first = requests.readline()
             _answer(json.loads(first))
         importlib.import_module(name)
-    gc.collect()
     memory.trim()
     gc.freeze()
     for line in iter(requests.readline, b""):

@@ -64,7 +64,7 @@ def write(building: Path, document: Mapping[str, Any], content: Any, seconds: fl
     html, notebook, sidecar = (building / f"{name}.{kind}" for kind in ("html", "ipynb", "json"))
     texts = {
         html: render.page(content, document),
-        notebook: nbformat.writes(content) + "\n",
+        notebook: nbformat.writes(_without_marks(content)) + "\n",
         sidecar: json.dumps(document, ensure_ascii=False, indent=1) + "\n",
     }
     with _refusals():
@@ -74,6 +74,17 @@ def write(building: Path, document: Mapping[str, Any], content: Any, seconds: fl
     status = Status(document["status"])
     changes = document.get("changes", {})
     return Page(name, status, seen, html, notebook, sidecar, seconds, changes)
+
+
+def _without_marks(content: Any) -> Any:
+    """The notebook, its findings and figures told in plain words: pages show the exact values."""
+    for cell in content.cells:
+        for output in cell.get("outputs", ()):
+            told = (output.get("data", {}), checks.MIME), (output.get("metadata", {}), "alt")
+            for place, key in told:
+                if key in place:
+                    place[key] = checks.plain(place[key])
+    return content
 
 
 def _write(file: Path, text: str) -> None:
@@ -108,7 +119,11 @@ def publish(
         keeping = {stamp, *(others if keep is None else others[: keep - 1])}
         oldest = min(began - timedelta(days=index.TREND_DAYS), *map(_second, keeping))
         known = [
-            row if row.stamp == stamp or row.stamp not in keeping else _whole(target, row)
+            _exactly(row, rows)
+            if row.stamp == stamp
+            else _whole(target, row)
+            if row.stamp in keeping
+            else row
             for row in history.runs(target, since=oldest)
         ]
         new, run_page = building / ".index", building / "index.html"
@@ -146,6 +161,13 @@ def _is_run(name: str) -> bool:
         return bool(STAMP.fullmatch(name) and _second(name))
     except ValueError:
         return False
+
+
+def _exactly(run: history.RunRow, made: Sequence[history.PageRow]) -> history.RunRow:
+    """The run as recorded, with the exact values of its headlines, which the history has not."""
+    said = {row.name: row.headline for row in made}
+    pages = (dataclasses.replace(p, headline=said.get(p.name, p.headline)) for p in run.pages)
+    return dataclasses.replace(run, pages=tuple(pages))
 
 
 def _whole(target: Path, row: history.RunRow) -> history.RunRow:

@@ -113,7 +113,7 @@ def run(
         # With jupyterlab's extras `import jsonschema` (nbformat does it) compiles a grammar for
         # three seconds; without that module only the optional check of `iri` formats is missing.
         sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
-        # papermill's places in clouds: with boto3 8 MB more, with the others up to 40 MB
+        # papermill's places in clouds, which a report has no use for
         with memory.without("boto3", "azure", "gcsfs", "pyarrow", "github"):
             from nescord_ops import runner
 
@@ -162,6 +162,7 @@ def run(
 
         volume = "a sample volume" if demo else place.get("database", "no volume")
         say(f"reporting on {volume}: {', '.join(paths)}; {min(workers, len(paths))} at once")
+        memory.trim()
         _execute(notebooks, work, keeper, workers, finish)
         ordered = [done[notebook.name] for notebook in notebooks]
         stamp = publish.publish(target, building, ordered, began, keep, demo=demo)

@@ -200,6 +200,7 @@ def _table(
         for column, cell in zip(map(printable, columns), first, strict=False)
     )
     body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in cells)
+    body = body or f'<tr><td colspan="{len(columns)}">none</td></tr>'
     title = f"<caption>{titled(caption)}</caption>" if caption else ""
     # a wide one scrolls on a phone, and must be reached with the keyboard then
     wide = ' tabindex="0" role="group" aria-label="Table"' if len(columns) >= WIDE else ""

@@ -21,6 +21,7 @@ from urllib.parse import unquote
 
 import pytest
 from conftest import MakeDemo
+from test_marks import leaks
 from test_page import browser, faults_of
 from test_report import FAILING, FOUND, Tags, alive, make, wait_for
 
@@ -104,6 +105,10 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> fleet.Fleet:
             out=root / "out",
             now=NOW,
         )
+
+
+def test_nothing_that_a_fleet_writes_holds_the_mark_of_an_amount(four: fleet.Fleet) -> None:
+    assert leaks(four.index.parent) == []
 
 
 def test_the_worst_volume_stands_first_and_decides(four: fleet.Fleet) -> None:

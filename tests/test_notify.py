@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import contextlib
 import http.server
 import json
 import re
@@ -75,9 +76,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             case 5:  # a byte now and then, for ever
                 self.send_response(200)
                 self.end_headers()
-                for _ in range(100):
-                    self.wfile.write(b" ")
-                    time.sleep(0.1)
+                with contextlib.suppress(ConnectionError):
+                    for _ in range(100):
+                        self.wfile.write(b" ")
+                        time.sleep(0.1)
             case 6:
                 self.answer(302, b"", {"Location": f"{self.server.url}/elsewhere"})
             case 7:

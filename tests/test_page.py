@@ -12,6 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from conftest import MakeDemo
+from test_marks import leaks
 
 from nescord_ops import checks, firstscreen, render, report, settings, show, verify
 from nescord_ops.checks import fail, ok, unknown, warn
@@ -139,6 +140,9 @@ def test_every_page_of_the_healthy_demo_is_small_and_usable_by_everybody(
         assert "<figcaption" in html or made.name not in ("capacity", "cost", "troubleshoot")
         assert re.search(r'title="[\d,]+ bytes"', html) or made.name in ("deploy", "troubleshoot")
         assert without_exact_value(html) == [], made.name
+    assert leaks(run.directory) == []
+    for index in (run.index, run.directory / "index.html"):
+        assert without_exact_value(index.read_text("utf-8")) == [], index
     assert re.search(r"UTC, \d+ (s|min|h|days) ago</time>", pages[3].read_text("utf-8"))
     bad = [fail("a", "1 kB lost", "nescord-ops verify"), unknown("b", "c"), warn("d", "e", "f")]
     (tmp_path / "failing.html").write_text(page(bad, changes=CHANGES), "utf-8")
