@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nescord_ops import chroma, database, footprint, growth, headroom, history, show, volume
+from nescord_ops import chroma, database, doubt, footprint, growth, headroom, history, show, volume
 from nescord_ops.checks import Check, Findings
-from nescord_ops.errors import CaptureError, SettingsError, VolumeError
+from nescord_ops.errors import CaptureError, SettingsError, UnreadError, VolumeError
 from nescord_ops.figures import Table
 from nescord_ops.footprint import Component, Scan
 from nescord_ops.growth import Forecast, Growth, Notes
@@ -59,7 +59,8 @@ class Reclaimable(Result):
 class Inside(Result):
     """What the copies say; None for what is not known.
 
-    `problems` holds a reason under `database`, `chroma`, `notes` or `copy`.
+    `problems` holds a reason under `database`, `chroma`, `notes` or `copy`, and of a store that the
+    machine or our rights keep back under `database.unread` or `chroma.unread`.
     """
 
     tables: tuple[database.Table, ...] = ()
@@ -252,6 +253,8 @@ def _headers(settings: Settings) -> tuple[dict[str, int], dict[str, str]]:
     for name, path in stores.items():
         try:
             header = database.read_header(path)
+        except UnreadError as error:
+            problems[f"{name}.unread"] = str(error)
         except VolumeError as error:
             problems[name] = str(error)
         else:
@@ -269,7 +272,8 @@ def _look_inside(settings: Settings, now: datetime, progress: Progress | None) -
         return Inside(problems={"copy": f"{error}: {error.hint}"})
 
 
-def _read(snapshot: Snapshot, now: datetime) -> Inside:
+def _read(snapshot: Snapshot, now: datetime, *, again: bool = False) -> Inside:
+    """Read both copies; damage is seen twice before it is believed: see `doubt`."""
     found = Inside()
     problems = dict(snapshot.problems)
     if snapshot.database:
@@ -278,7 +282,8 @@ def _read(snapshot: Snapshot, now: datetime) -> Inside:
                 found = dataclasses.replace(found, tables=database.tables(connection))
                 found = dataclasses.replace(found, notes=growth.read_notes(connection, now))
         except sqlite3.DatabaseError as error:
-            problems["database"] = f"{snapshot.database.name}: {error}"
+            name = "copy" if database.of_the_machine(error) else "database"
+            problems[name] = f"{snapshot.database.name}: {error}"
     if snapshot.chroma:
         try:
             with database.open_copy(snapshot.chroma / chroma.DATABASE) as connection:
@@ -288,8 +293,13 @@ def _read(snapshot: Snapshot, now: datetime) -> Inside:
                     used_segments=_vector_segments(connection),
                 )
         except sqlite3.DatabaseError as error:
-            problems["chroma"] = f"{chroma.DATABASE}: {error}"
-    return dataclasses.replace(found, problems=problems)
+            name = "copy" if database.of_the_machine(error) else "chroma"
+            problems[name] = f"{chroma.DATABASE}: {error}"
+    if problems == snapshot.problems or again:
+        return dataclasses.replace(found, problems=problems)
+    if why := doubt.unreadable(snapshot):
+        return Inside(problems={"copy": f"the copy could not be read: {why}"})
+    return _read(snapshot, now, again=True)
 
 
 def _vector_segments(connection: sqlite3.Connection) -> frozenset[str]:

@@ -30,8 +30,8 @@ from nescord_ops import (
     volume,
 )
 from nescord_ops.checks import RESTORE_PROVEN, Check, Findings, Status, fail, ok, unknown, warn
-from nescord_ops.doubt import suspects, unreadable, withdrawn
-from nescord_ops.errors import CaptureError, OpsError, SettingsError, VolumeError
+from nescord_ops.doubt import refused, suspects, unreadable, withdrawn
+from nescord_ops.errors import CaptureError, OpsError, SettingsError, UnreadError, VolumeError
 from nescord_ops.settings import Depth, Settings
 from nescord_ops.snapshot import Snapshot, capture
 
@@ -294,8 +294,8 @@ def _tables(snapshot: Snapshot) -> tuple[database.Table, ...]:
 
 def _capture_checks(snapshot: Snapshot) -> Iterator[Check]:
     if snapshot.problems:
-        text = f"not copied: {'; '.join(snapshot.problems.values())}"
-        yield unknown("capture.moment", text, "see the failed checks")
+        why = "; ".join(snapshot.problems.values())
+        yield unknown("capture.moment", f"not copied: {why}", "see the failed checks")
         return
     delay = snapshot.lock_seconds
     text = f"both stores were copied at one moment, {show.moment(snapshot.taken_at)}; "
@@ -327,8 +327,8 @@ def _database(settings: Settings) -> Iterator[Check]:
         return
     try:
         header = database.read_header(path)
-    except VolumeError as error:
-        yield fail("database.file", str(error), f"stop the bot and {RESTORE_PROVEN}")
+    except (VolumeError, UnreadError) as error:
+        yield refused("database.file", error, f"stop the bot and {RESTORE_PROVEN}")
         return
     size = header.file_bytes
     yield ok("database.file", f"SQLite, {show.size(size)}", value=size, unit="bytes")
@@ -380,12 +380,13 @@ def _chroma(settings: Settings) -> Iterator[Check]:
         return
     try:
         header = database.read_header(root / chroma.DATABASE)
-    except VolumeError as error:
-        hint = f"check CHROMADB_PERSIST_DIRECTORY; else {RESTORE_PROVEN}"
-        yield fail("chroma.file", str(error), hint)
+    except (VolumeError, UnreadError) as error:
+        yield refused(
+            "chroma.file", error, f"check CHROMADB_PERSIST_DIRECTORY; else {RESTORE_PROVEN}"
+        )
         return
-    text = f"{chroma.DATABASE}, {show.size(header.file_bytes)}"
-    yield ok("chroma.file", text, value=header.file_bytes, unit="bytes")
+    size = header.file_bytes
+    yield ok("chroma.file", f"{chroma.DATABASE}, {show.size(size)}", value=size, unit="bytes")
 
 
 def _versions() -> Check:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -108,6 +109,19 @@ def bad_scratch(ops: str, nth: int) -> Fault:
     )
 
 
+def bad_live(ops: str, nth: int, number: int, *, sticky: bool = False) -> Fault:
+    """The nth call on the live data fails."""
+    options = {"ops": ops, "nth": nth, "sticky": int(sticky), "errno": number}
+    return lambda world, _chance, _usual: Machine(
+        machine.shimmed(world, path=world.settings.database.parent, **options)
+    )
+
+
+def few_addresses(world: World, *_: object) -> Machine:
+    """A limit at which OpenBLAS ends the process."""
+    return Machine(limits={resource.RLIMIT_AS: 120 << 20})
+
+
 def bad_store(world: World, *_: object) -> Machine:
     """The disk does not give the store of backups back."""
     options = {"ops": "r", "nth": 1, "sticky": 1, "errno": errno.EIO}
@@ -130,6 +144,12 @@ EVERY_DAY: dict[str, tuple[str, Fault, int]] = {
     "a drill where Chroma cannot write": ("backup drill", bad_scratch("w", 50), 2),
     "backups that cannot be read": ("backup list", bad_store, 2),
     "backups that verify cannot read": ("verify --depth quick", bad_store, 2),
+    "a live database that opens late": ("capacity", bad_live("o", 2, errno.EACCES), 2),
+    "a live database that cannot be read": ("verify --depth quick", bad_live("r", 1, errno.EIO), 2),
+    "too few addresses": ("verify", few_addresses, 2),
+    "SIGTERM as scratch is made": ("clean", signalled(3, signal.SIGTERM), 130),
+    "scratch that opens late": ("backup drill", bad_scratch_once("o", 1, errno.EACCES), 2),
+    "a swap that is refused once": ("restore", failing("n", 18, errno.EIO), 0),
     "a full disk amid a push": ("offsite push", failing("w", 1, errno.ENOSPC, sticky=True), 2),
 }
 
