@@ -32,7 +32,7 @@ from nescord_ops import (
     volume,
 )
 from nescord_ops.checks import Check, Findings, fail, ok, warn
-from nescord_ops.doubt import damage, refuse_unread
+from nescord_ops.doubt import damage, refuse_unread, undone
 from nescord_ops.errors import BackupError, CaptureError, OpsError, VolumeError
 from nescord_ops.evidence import BOTH
 from nescord_ops.footprint import STORE
@@ -154,27 +154,28 @@ def create(
         made, stored = _stored(settings, copy, facts, now or copy.taken_at, dry_run, say)
     checks = [captured, *stored]
     pruned = None
-    if made and drill:
-        checks += proof.drill(settings, made, now=now, progress=say).checks
-    if made and push:
+    after: Any = (
+        (drill, "drill.restore", "drilled", "backup drill", proof.drill),
+        (push, "offsite.push", "pushed", "offsite push", offsite.push),
+    )
+    for wanted, name, done, command, work in after:
         try:
-            checks += offsite.push(settings, made, now=now, progress=say).checks
-        except OpsError as error:
-            text = f"the backup was taken, and not pushed: {error}"
-            checks.append(
-                fail("offsite.push", text, f"nescord-ops offsite push {made}; {error.hint}")
-            )
+            if made and wanted:
+                checks += work(settings, made, now=now, progress=say).checks
+        except (OpsError, OSError) as error:
+            text = f"the backup was taken, and not {done}"
+            checks.append(undone(name, text, error, f"nescord-ops {command} {made}"))
     if keep and dry_run:
         checks.append(ok("backup.prune", f"then the newest {keep} good generations would be kept"))
     elif keep:
         try:
-            pruned = prune(settings, keep, dry_run=dry_run, progress=say)
+            pruned = prune(settings, keep, progress=say)
             checks.append(ok("backup.prune", str(pruned)))
-        except OpsError as error:
-            checks.append(fail("backup.prune", str(error), error.hint))
+        except (OpsError, OSError) as error:
+            text, how = "the backup was taken, none was removed", f"backup prune --keep {keep}"
+            checks.append(undone("backup.prune", text, error, f"nescord-ops {how}"))
     backup = find(settings, made) if made else None
-    took = (copy.seconds, copy.lock_seconds)
-    standing = freshness.standing(settings)
+    took, standing = (copy.seconds, copy.lock_seconds), freshness.standing(settings)
     return Created(settings, tuple(checks), backup, *took, pruned, dry_run, standing)
 
 
@@ -231,8 +232,8 @@ def _stored(
     with store.open_store(path, create=True) as opened:
         taken = {backup.id for backup in known.backups}
         made = _add(opened, taken, copy, evidence, taken_at, say)
-    size, added = show.size(made.size_bytes), show.size(made.added_bytes)
-    text = f"{made.id} holds {size}; the store grew by {added}"
+    text = f"{made.id} holds {show.size(made.size_bytes)}; the store grew by "
+    text += show.size(made.added_bytes)
     return made.id, [quality, ok("backup.stored", text, value=made.added_bytes, unit="bytes")]
 
 

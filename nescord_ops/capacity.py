@@ -6,22 +6,20 @@ reads tables, Chroma's parts and the notes' dates from the copies. Nothing is wr
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 
-from nescord_ops import chroma, database, footprint, growth, headroom, history, show, volume
+from nescord_ops import chroma, database, doubt, footprint, growth, headroom, history, show
 from nescord_ops.checks import Check, Findings
-from nescord_ops.errors import CaptureError, SettingsError, VolumeError
+from nescord_ops.errors import CaptureError, SettingsError, UnreadError, VolumeError
 from nescord_ops.figures import Table
 from nescord_ops.footprint import Component, Scan
 from nescord_ops.growth import Forecast, Growth, Notes
-from nescord_ops.prices import FILE_SYSTEM_RATIO, GB, PLANS
+from nescord_ops.prices import PLANS
 from nescord_ops.results import Result
+from nescord_ops.room import room_of
 from nescord_ops.settings import Depth, Settings
 from nescord_ops.snapshot import Progress, Snapshot, capture
 
@@ -29,21 +27,6 @@ LIVE = (
     *("database", "chroma_store", "chroma_documents"),
     *("chroma_search", "chroma_queue", "chroma_vectors"),
 )
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Room(Result):
-    """The volume from outside, in bytes, None for what is not known.
-
-    `source` says who knows: the mount's file system, NESCORD_OPS_VOLUME_GB or nobody. Off a mount
-    `used_bytes` is the data's own. `overhead_bytes` is the file system's share, billed as well.
-    """
-
-    source: str
-    size_bytes: int | None
-    used_bytes: int
-    free_bytes: int | None
-    overhead_bytes: int | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,7 +43,8 @@ class Reclaimable(Result):
 class Inside(Result):
     """What the copies say; None for what is not known.
 
-    `problems` holds a reason under `database`, `chroma`, `notes` or `copy`.
+    `problems` holds a reason under `database`, `chroma`, `notes` or `copy`, and of a store that the
+    machine or our rights keep back under `database.unread` or `chroma.unread`.
     """
 
     tables: tuple[database.Table, ...] = ()
@@ -184,7 +168,7 @@ def run(
         chroma_tables=inside.chroma_tables,
         used_segments=inside.used_segments,
     )
-    room = _room(settings, components)
+    room = room_of(settings, components)
     per_note = _bytes_per_note(components, inside.notes)
     pace = _growth(settings, room.used_bytes, inside, per_note, now)
     grown = None if isinstance(pace, str) else pace
@@ -231,7 +215,7 @@ def outlook(settings: Settings, snapshot: Snapshot, now: datetime) -> tuple[Fore
     sqlite3.DatabaseError if the notes are damaged.
     """
     components = footprint.components(footprint.scan(settings), free_bytes=_headers(settings)[0])
-    room = _room(settings, components)
+    room = room_of(settings, components)
     if room.free_bytes is None:
         return None, headroom.NO_SIZE
     inside = Inside()
@@ -253,6 +237,8 @@ def _headers(settings: Settings) -> tuple[dict[str, int], dict[str, str]]:
     for name, path in stores.items():
         try:
             header = database.read_header(path)
+        except UnreadError as error:
+            problems[f"{name}.unread"] = str(error)
         except VolumeError as error:
             problems[name] = str(error)
         else:
@@ -270,7 +256,8 @@ def _look_inside(settings: Settings, now: datetime, progress: Progress | None) -
         return Inside(problems={"copy": f"{error}: {error.hint}"})
 
 
-def _read(snapshot: Snapshot, now: datetime) -> Inside:
+def _read(snapshot: Snapshot, now: datetime, *, again: bool = False) -> Inside:
+    """Read both copies; damage is seen twice before it is believed: see `doubt`."""
     found = Inside()
     problems = dict(snapshot.problems)
     if snapshot.database:
@@ -279,7 +266,8 @@ def _read(snapshot: Snapshot, now: datetime) -> Inside:
                 found = dataclasses.replace(found, tables=database.tables(connection))
                 found = dataclasses.replace(found, notes=growth.read_notes(connection, now))
         except sqlite3.DatabaseError as error:
-            problems["database"] = f"{snapshot.database.name}: {error}"
+            name = "copy" if database.of_the_machine(error) else "database"
+            problems[name] = f"{snapshot.database.name}: {error}"
     if snapshot.chroma:
         try:
             with database.open_copy(snapshot.chroma / chroma.DATABASE) as connection:
@@ -289,46 +277,19 @@ def _read(snapshot: Snapshot, now: datetime) -> Inside:
                     used_segments=_vector_segments(connection),
                 )
         except sqlite3.DatabaseError as error:
-            problems["chroma"] = f"{chroma.DATABASE}: {error}"
-    return dataclasses.replace(found, problems=problems)
+            name = "copy" if database.of_the_machine(error) else "chroma"
+            problems[name] = f"{chroma.DATABASE}: {error}"
+    if problems == snapshot.problems or again:
+        return dataclasses.replace(found, problems=problems)
+    if why := doubt.unreadable(snapshot):
+        return Inside(problems={"copy": f"the copy could not be read: {why}"})
+    return _read(snapshot, now, again=True)
 
 
 def _vector_segments(connection: sqlite3.Connection) -> frozenset[str]:
     """The directories that a copy of `chroma.sqlite3` still refers to."""
     rows = connection.execute("SELECT id FROM segments WHERE scope = 'VECTOR'")
     return frozenset(str(name) for (name,) in rows)
-
-
-def space(settings: Settings) -> volume.Space | None:
-    """Given settings, return the volume's room; None where nobody knows its size."""
-    parts = footprint.components(footprint.scan(settings), free_bytes={})
-    room = _room(settings, parts)
-    if room.size_bytes is None or room.free_bytes is None:
-        return None
-    return volume.Space(room.size_bytes, room.used_bytes, room.free_bytes)
-
-
-def _room(settings: Settings, components: tuple[Component, ...]) -> Room:
-    """The volume's size and what is left of it, from its mount or else from the settings."""
-    own = sum(c.allocated_bytes for c in components if c.on_volume)
-    mount = settings.volume_mount
-    on = volume.mount_of(mount) if mount else None
-    if mount and on and on.path == Path(os.path.realpath(mount)):
-        try:
-            space = volume.space(mount)
-        except VolumeError:
-            return Room("not known", None, own, None, None)
-        overhead = round(space.total_bytes * FILE_SYSTEM_RATIO)
-        source = f"file system at {mount}"
-        return Room(source, space.total_bytes, space.used_bytes, space.free_bytes, overhead)
-    if settings.volume_gb is None:
-        return Room("not known", None, own, None, None)
-    size = round(settings.volume_gb * GB)
-    overhead = round(size * FILE_SYSTEM_RATIO)
-    free = max(0, size - overhead - own)
-    with contextlib.suppress(VolumeError):  # a fuller disk has the last word
-        free = min(free, volume.space(settings.database.parent).free_bytes)
-    return Room("NESCORD_OPS_VOLUME_GB", size, own, free, overhead)
 
 
 def _bytes_per_note(components: tuple[Component, ...], notes: Notes | None) -> float | None:

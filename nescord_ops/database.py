@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import re
 import sqlite3
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote as percent
 
-from nescord_ops.errors import VolumeError
+from nescord_ops.errors import OpsError, UnreadError, VolumeError
 from nescord_ops.results import Result
 
 MAGIC = b"SQLite format 3\0"
@@ -31,10 +32,13 @@ MIGRATIONS = range(1, 9)
 BOT_TABLES = ("knowledge_notes", "note_links", "schema_migrations", "token_usage")
 SEARCH_TABLE = "knowledge_notes_fts"
 MACHINE_HINT = "see that TMPDIR has room and that its disk is well, and run it again"
+RIGHTS_HINT = "run it as the bot's user or root"
 _MACHINE_CODES = (
     *(sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL),
     sqlite3.SQLITE_CANTOPEN,
 )
+# What these say is about the path; all else is the machine's, or a lack of rights.
+_OF_THE_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 # integrity_check's words for a page that the disk does not give: 10 is SQLITE_IOERR, 266 its read
 _MACHINE_LINE = re.compile(r"unable to get the page\. error code=(?:7|10|266)\b")
 
@@ -78,17 +82,18 @@ def beside(path: Path, suffix: str) -> Path:
 def read_header(path: Path) -> Header:
     """Given a SQLite file, live or copied, return its header without opening a connection.
 
-    Raise VolumeError if it is no regular file, unreadable, empty, truncated or not SQLite.
+    Raise VolumeError if it is no regular file, empty, truncated or not SQLite, and UnreadError if
+    it could not be read.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise VolumeError(f"{path} cannot be opened: {error.strerror}") from error
+        raise _refusal(f"{path} cannot be opened", error) from error
     try:
         size = os.fstat(handle).st_size
         raw = os.read(handle, HEADER_BYTES)
     except OSError as error:
-        raise VolumeError(f"{path} cannot be read: {error.strerror}") from error
+        raise _refusal(f"{path} cannot be read", error) from error
     finally:
         os.close(handle)
     if not raw:
@@ -103,9 +108,19 @@ def read_header(path: Path) -> Header:
         raise VolumeError(f"{path} has a damaged header: page size {page}")
     if changes == valid_for and size < pages * page and not beside(path, "-wal").exists():
         raise VolumeError(f"{path} is truncated: {size:,} of {pages * page:,} bytes")
-    with contextlib.suppress(OSError):
+    try:
         return Header(page, pages, free, raw[18] == 2, size, _size(beside(path, "-wal")))
-    raise VolumeError(f"{path} cannot be read")
+    except OSError as error:
+        raise _refusal(f"{path} cannot be read", error) from error
+
+
+def _refusal(text: str, error: OSError) -> OpsError:
+    """What an error of the system's says of a file: where it is not, or nothing."""
+    text = f"{text}: {error.strerror}"
+    if error.errno in _OF_THE_PATH:
+        return VolumeError(text)
+    denied = error.errno in (errno.EACCES, errno.EPERM)
+    return UnreadError(text, RIGHTS_HINT if denied else MACHINE_HINT)
 
 
 def _size(path: Path) -> int:

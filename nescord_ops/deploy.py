@@ -20,7 +20,7 @@ from typing import Any
 from nescord_ops import checkout, database, places, show, volume
 from nescord_ops.checkout import Checkout
 from nescord_ops.checks import Check, Findings, Status, fail, ok, unknown, warn
-from nescord_ops.errors import SettingsError, VolumeError
+from nescord_ops.errors import SettingsError, UnreadError, VolumeError
 from nescord_ops.manifests import EXAMPLE, IAC, Row
 from nescord_ops.rules import RULES, Place, Rule, Site, judge
 from nescord_ops.settings import SECRETS, Settings
@@ -352,6 +352,8 @@ def _journal(settings: Settings) -> Check:
     name = "tuning.journal"
     try:
         wal = database.read_header(settings.database).wal_mode
+    except UnreadError as error:
+        return unknown(name, str(error), error.hint)
     except VolumeError:
         return unknown(name, f"no database to look at in {settings.database.parent}", expected=True)
     if wal:

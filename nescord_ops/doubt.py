@@ -7,13 +7,15 @@ measured), so no copy is called damaged before every byte of it could be read.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import sqlite3
+from collections.abc import Callable, Iterable
 
-from nescord_ops import volume
-from nescord_ops.checks import Check, Status
-from nescord_ops.database import MACHINE_HINT
-from nescord_ops.errors import CaptureError
+from nescord_ops import show, volume
+from nescord_ops.checks import Check, Status, fail, unknown
+from nescord_ops.database import MACHINE_HINT, of_the_machine
+from nescord_ops.errors import CaptureError, OpsError, UnreadError
 from nescord_ops.snapshot import Snapshot
+from nescord_ops.storefile import CHECK_HINT
 
 # Failures of these say that the copy itself is no good; others are about what the bot put in it.
 DAMAGE = {"database.integrity"} | {
@@ -79,3 +81,31 @@ def withdrawn(checks: Iterable[Check], why: str) -> tuple[Check, ...]:
         else check
         for check in checks
     )
+
+
+def refused(name: str, error: OpsError, hint: str) -> Check:
+    """Given why a live file was refused, return that check: unknown if the machine kept it back."""
+    if isinstance(error, UnreadError):
+        return unknown(name, str(error), error.hint)
+    return fail(name, str(error), hint)
+
+
+def undone(name: str, text: str, error: OpsError | OSError, command: str) -> Check:
+    """Return the check of what could not be done, a failure only if the error says damage."""
+    cause, hint = error.__cause__, getattr(error, "hint", "")
+    damaged = hint == CHECK_HINT and not (isinstance(cause, OSError) or of_the_machine(cause))
+    say = fail if damaged else unknown
+    return say(name, f"{text}: {error}", f"{command}; {hint}" if hint else command)
+
+
+def guarded(name: str, part: Callable[[], Iterable[Check]]) -> list[Check]:
+    """Run one examination; damage that stops it is an `unknown` check of that name."""
+    found: list[Check] = []
+    try:
+        found.extend(part())
+    except (sqlite3.Error, OpsError, OSError, ValueError) as error:
+        hint = getattr(error, "hint", "") or "see the failed checks first"
+        if isinstance(error, OSError) or of_the_machine(error):
+            hint = MACHINE_HINT
+        found.append(unknown(name, f"could not be read: {show.printable(str(error))}", hint))
+    return found

@@ -3,6 +3,7 @@
 OpsError                  what, where and which number; `hint` names the command to run
 ├── SettingsError         nothing is configured, or a value makes no sense
 ├── VolumeError           a place cannot be read or written, or has no room
+├── UnreadError           the machine or our rights kept a file back: no word on the file itself
 ├── CaptureError          the two stores cannot be copied at one moment
 ├── BackupError           a backup cannot be taken, found, read or removed
 ├── StoreError            the store of backups cannot be read, written or believed
@@ -46,6 +47,10 @@ class SettingsError(OpsError):
 
 class VolumeError(OpsError):
     """A place cannot be read or written, or has no room."""
+
+
+class UnreadError(OpsError):
+    """The machine or our rights kept a file from being read, which says nothing about it."""
 
 
 class CaptureError(OpsError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nescord_ops import chroma, show, volume
 from nescord_ops.checks import Check, fail, none_of, ok, unknown, warn
+from nescord_ops.database import MACHINE_HINT, RIGHTS_HINT
 
 if TYPE_CHECKING:
     from nescord_ops.capacity import Capacity
@@ -64,10 +65,13 @@ def _store(capacity: Capacity, name: str) -> Check:
     path = settings.database if name == "database" else settings.chroma_dir / chroma.DATABASE
     variable = "DATABASE_URL" if name == "database" else "CHROMADB_PERSIST_DIRECTORY"
     title = f"capacity.{name}"
+    if problem := capacity.problems.get(f"{name}.unread"):
+        denied = not os.access(path, os.R_OK)
+        return unknown(title, problem, RIGHTS_HINT if denied else MACHINE_HINT)
     if problem := capacity.problems.get(name):
         kind = volume.place(path).kind
         if kind == "denied" or (kind == "file" and not os.access(path, os.R_OK)):
-            return unknown(title, problem, "run it as the bot's user or root")
+            return unknown(title, problem, RIGHTS_HINT)
         hint = f"check {variable}; nescord-ops verify says what is wrong with it"
         return fail(title, problem, hint)
     if name == "chroma" and volume.place(settings.chroma_dir).kind == "link":

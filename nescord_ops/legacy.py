@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import re
@@ -23,8 +24,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nescord_ops import volume
-from nescord_ops.errors import BackupError, VolumeError
+from nescord_ops import database, volume
+from nescord_ops.errors import BackupError, UnreadError, VolumeError
 from nescord_ops.results import Result
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import DATABASE, Snapshot, copy_stores
@@ -157,6 +158,8 @@ def _member(path: Path) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
                 raise BackupError(f"{path.name} holds {what}", "the bot makes no such archive")
             yield archive, member
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of a place it claims
+            raise UnreadError(f"{path} was not unpacked: {error}", database.MACHINE_HINT) from error
         raise BackupError(f"{path} cannot be unpacked: {error}", "use another backup") from error
 
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from nescord_ops.errors import CaptureError
 
 _GROUPS = Path("/sys/fs/cgroup")
 # Of a group: its limit, what it uses, and which part of that is cache that can be given up.
 _NEW = ("memory.max", "memory.current", "inactive_file")
 _OLD = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+# Addresses that numpy with OpenBLAS takes, by itself and for each processor (numpy 2.4, measured).
+_NUMPY_BYTES, _THREAD_BYTES = 64 << 20, 48 << 20
 
 
 def available_bytes() -> int | None:
@@ -33,6 +39,24 @@ def without(*names: str) -> Iterator[None]:
     finally:
         for name in hidden:
             sys.modules.pop(name, None)  # an interrupt may come before it is there
+
+
+def refuse_few_addresses() -> None:
+    """Raise CaptureError if a limit of addresses (`ulimit -v`) leaves too few to load numpy.
+
+    OpenBLAS ends the process with exit code 1 then, which means damage here.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY or "numpy" in sys.modules:
+        return
+    try:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:
+        return
+    needed = _NUMPY_BYTES + (os.cpu_count() or 1) * _THREAD_BYTES
+    if limit - used < needed:
+        text = f"a limit of addresses leaves {limit - used:,} bytes, and {needed:,} are needed"
+        raise CaptureError(text, "raise it (ulimit -v), or limit the memory by a control group")
 
 
 def trim() -> None:

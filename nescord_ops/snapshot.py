@@ -22,7 +22,7 @@ import errno
 import fcntl
 import math
 import os
-import shutil
+import secrets
 import sqlite3
 import stat
 import tempfile
@@ -33,7 +33,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from nescord_ops import chroma, database, volume
-from nescord_ops.errors import CaptureError, VolumeError
+from nescord_ops.errors import CaptureError, UnreadError, VolumeError
 from nescord_ops.results import Result
 from nescord_ops.settings import Settings
 
@@ -82,29 +82,26 @@ def scratch(needed_bytes: int, where: Path | None = None) -> Iterator[Path]:
     _sweep(base)
     free = volume.space(base).free_bytes
     if free < needed_bytes:
-        raise CaptureError(
-            f"scratch space {base} has {free:,} bytes free and {needed_bytes:,} are needed",
-            "free some space there, or set TMPDIR to a directory with more",
-        )
-    try:
-        root = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX, dir=base))
+        text = f"scratch space {base} has {free:,} bytes free and {needed_bytes:,} are needed"
+        raise CaptureError(text, "free some space there, or set TMPDIR to a directory with more")
+    root = base / f"{SCRATCH_PREFIX}{secrets.token_hex(8)}"
+    with contextlib.ExitStack() as stack:
+        stack.callback(_remove, root)  # before it is there: a signal may come at any moment
         try:
+            root.mkdir(mode=0o700)
             handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-        except OSError:
-            root.rmdir()
-            raise
-    except OSError as error:
-        raise CaptureError(
-            f"no scratch directory in {base}: {error.strerror}",
-            "set TMPDIR to a writable directory",
-        ) from error
-    try:
+        except OSError as error:
+            text = f"no scratch directory in {base}: {error.strerror}"
+            raise CaptureError(text, "set TMPDIR to a writable directory") from error
+        stack.callback(os.close, handle)
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield root
-    finally:
+
+
+def _remove(root: Path) -> None:
+    for remove in (os.rmdir, volume.remove_tree):  # the first needs no descriptor
         with contextlib.suppress(OSError):  # what cannot be removed now is left to the next run
-            volume.remove_tree(root)
-        os.close(handle)
+            remove(root)
 
 
 def _sweep(base: Path) -> None:
@@ -118,7 +115,7 @@ def _sweep(base: Path) -> None:
             handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left)
+                volume.remove_tree(left)
             finally:
                 os.close(handle)
 
@@ -159,14 +156,13 @@ def copy_stores(settings: Settings, root: Path, progress: Progress | None = None
             if isinstance(moved, _NoConnection):
                 as_bytes.add(moved.path)
             for entry in root.iterdir():
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                volume.remove_tree(entry) if entry.is_dir() else entry.unlink()
             time.sleep(0.05 * attempt)
             continue
-        except (OSError, sqlite3.Error) as error:
-            raise CaptureError(
-                f"the stores cannot be copied into {root.parent}: {error}",
-                "see that TMPDIR has room and that the volume can be read",
-            ) from error
+        except (OSError, sqlite3.Error, UnreadError) as error:
+            text = f"the stores cannot be copied into {root.parent}: {error}"
+            hint = "see that TMPDIR has room and that the volume can be read"
+            raise CaptureError(text, hint) from error
         return Snapshot(
             root=root,
             database=None if "database" in problems else root / DATABASE,
@@ -264,9 +260,10 @@ def _pin(
         database.read_header(path)
         if path in resting:
             return None
-        connection = sqlite3.connect(
-            database.uri(path, "mode=ro"), uri=True, timeout=5, isolation_level=None
-        )
+        if _at_rest(path):
+            raise Moved  # a connection would leave a `-wal` beside it
+        live = database.uri(path, "mode=ro")
+        connection = sqlite3.connect(live, uri=True, timeout=5, isolation_level=None)
         lock.callback(connection.close)
         connection.execute("BEGIN")
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -279,6 +276,9 @@ def _pin(
             raise Moved from error
         if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
             raise _NoConnection(path) from error
+        if database.of_the_machine(error):
+            raise
+        volume.read_through(path)  # SQLite calls malformed what the disk does not give
         problems[name] = f"{path}: {error}"
         return None
     return connection

@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
-from nescord_ops import chroma, database
+from nescord_ops import chroma, database, memory
 from nescord_ops.errors import VolumeError
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import Snapshot
@@ -61,9 +61,11 @@ class Stores:
 def join(snapshot: Snapshot, settings: Settings) -> Iterator[Stores]:
     """Attach both copies to one private connection; Chroma's must be there.
 
-    Raise sqlite3.DatabaseError if Chroma's copy has not Chroma's tables, or is too damaged.
+    Raise sqlite3.DatabaseError if Chroma's copy has not Chroma's tables, or is too damaged, and
+    CaptureError where numpy, which reads vectors, could not be loaded.
     """
     assert snapshot.chroma
+    memory.refuse_few_addresses()
     file = snapshot.chroma / chroma.DATABASE
     with database.open_copy(file) as connection:
         collections = chroma.collections(connection)

@@ -170,7 +170,10 @@ def finish(swaps: Sequence[Swap], note: Path | None) -> None:
     """
     try:
         for swap in swaps:
-            _exchange(swap)
+            try:
+                _exchange(swap)
+            except OSError:  # a fault may pass, and half a swap is of no use to anybody
+                _exchange(swap)
         lost = [str(swap.live) for swap in swaps if not os.path.lexists(swap.live)]
         if lost:
             text = f"{lost[0]} is gone, and so is the copy that was to replace it"

@@ -9,43 +9,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
-import platform
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 from nescord_ops import (
-    __version__,
     chroma,
     database,
     diagnosis,
     freshness,
     inventory,
+    live,
     places,
+    room,
     show,
-    volume,
 )
-from nescord_ops.checks import (
-    NOTHING_TO_DO,
-    RESTORE_PROVEN,
-    Check,
-    Findings,
-    Status,
-    fail,
-    ok,
-    unknown,
-    warn,
-)
-from nescord_ops.doubt import suspects, unreadable, withdrawn
-from nescord_ops.errors import CaptureError, OpsError, SettingsError, VolumeError
+from nescord_ops.checks import RESTORE_PROVEN, Check, Findings, Status, fail, ok, unknown, warn
+from nescord_ops.doubt import guarded, suspects, unreadable, withdrawn
+from nescord_ops.errors import CaptureError, OpsError, SettingsError
 from nescord_ops.settings import Depth, Settings
 from nescord_ops.snapshot import Snapshot, capture
 
-WAL_WARN_BYTES = 16 << 20
 DELAY_WARN_SECONDS = 5.0
 DEEP = (
     *("capture.moment", "database.integrity", "database.foreign_keys", "chroma.integrity"),
@@ -179,14 +165,14 @@ def _examined(
     found: list[Check] = []
     if snapshot.database:
         copy = snapshot.database
-        found += _guarded("database.integrity", lambda: soundness.database_file(copy))
-        found += _guarded("database.foreign_keys", lambda: soundness.foreign_keys(copy))
+        found += guarded("database.integrity", lambda: soundness.database_file(copy))
+        found += guarded("database.foreign_keys", lambda: soundness.foreign_keys(copy))
     else:
         found.append(_missing("database", snapshot, settings.database))
     if not snapshot.chroma:
         return (*found, _missing("chroma", snapshot, settings.chroma_dir))
     root = snapshot.chroma
-    found += _guarded("chroma.integrity", lambda: soundness.chroma_file(root))
+    found += guarded("chroma.integrity", lambda: soundness.chroma_file(root))
     parts = [
         ("chroma.collection", soundness.collection),
         ("chroma.index", soundness.index),
@@ -204,10 +190,10 @@ def _examined(
     try:
         with stores.join(snapshot, settings) as joined:
             for name, part in [*parts, *(between if joined.has_notes else [])]:
-                found += _guarded(name, lambda part=part: part(joined))  # type: ignore[misc]
+                found += guarded(name, lambda part=part: part(joined))  # type: ignore[misc]
             suspected = suspects(found)
             if round_trip and (again or not suspected):
-                found += _guarded(
+                found += guarded(
                     "chroma.roundtrip", lambda: client.round_trip(joined, sound=not suspected)
                 )
     except (sqlite3.DatabaseError, LookupError) as error:
@@ -241,13 +227,13 @@ def glance(snapshot: Snapshot, settings: Settings) -> tuple[Check, ...]:
     # SQLite works without Python's lock, so its checks cost no time beside the reading of ids
     with ThreadPoolExecutor(1) as pool:
         pages = [
-            pool.submit(_guarded, name, functools.partial(soundness.pages, file, name))
+            pool.submit(guarded, name, functools.partial(soundness.pages, file, name))
             for name, file in files.items()
         ]
         try:
             with stores.join(snapshot, settings) as joined:
                 for name, part in parts.items():
-                    found += _guarded(name, lambda part=part: part(joined))  # type: ignore[misc]
+                    found += guarded(name, lambda part=part: part(joined))  # type: ignore[misc]
         except (sqlite3.DatabaseError, LookupError) as error:
             if database.of_the_machine(error):
                 raise CaptureError(f"the copy: {error}", database.MACHINE_HINT) from error
@@ -256,19 +242,6 @@ def glance(snapshot: Snapshot, settings: Settings) -> tuple[Check, ...]:
         found = [*(check for page in pages for check in page.result()), *found]
     why = unreadable(snapshot) if suspects(found) else ""
     return withdrawn(found, why) if why else tuple(found)
-
-
-def _guarded(name: str, part: Callable[[], Iterable[Check]]) -> list[Check]:
-    """Run one examination; damage that stops it is an `unknown` check of that name."""
-    found: list[Check] = []
-    try:
-        found.extend(part())
-    except (sqlite3.Error, OpsError, OSError, ValueError) as error:
-        hint = getattr(error, "hint", "") or "see the failed checks first"
-        if isinstance(error, OSError) or database.of_the_machine(error):
-            hint = database.MACHINE_HINT
-        found.append(unknown(name, f"could not be read: {show.printable(str(error))}", hint))
-    return found
 
 
 def _missing(name: str, snapshot: Snapshot, path: Path) -> Check:
@@ -304,8 +277,8 @@ def _tables(snapshot: Snapshot) -> tuple[database.Table, ...]:
 
 def _capture_checks(snapshot: Snapshot) -> Iterator[Check]:
     if snapshot.problems:
-        text = f"not copied: {'; '.join(snapshot.problems.values())}"
-        yield unknown("capture.moment", text, "see the failed checks")
+        why = "; ".join(snapshot.problems.values())
+        yield unknown("capture.moment", f"not copied: {why}", "see the failed checks")
         return
     delay = snapshot.lock_seconds
     text = f"both stores were copied at one moment, {show.moment(snapshot.taken_at)}; "
@@ -319,94 +292,11 @@ def _capture_checks(snapshot: Snapshot) -> Iterator[Check]:
 
 def _shallow(settings: Settings, now: datetime) -> Iterator[Check]:
     """The checks that need no copy."""
-    from nescord_ops import capacity
-
     yield places.url(settings)
     yield from places.locations(settings)
     yield places.strays(settings)
     yield from places.access(settings)
-    yield places.room(settings, capacity.space(settings))
-    yield from _database(settings)
-    yield from _chroma(settings)
+    yield places.room(settings, room.space(settings))
+    yield from live.stores(settings)
     yield from freshness.health(settings, now)
-    yield _versions()
-
-
-def _database(settings: Settings) -> Iterator[Check]:
-    """The live database: header, WAL, schema and migrations (I12)."""
-    path = settings.database
-    if volume.place(path).kind != "file":
-        return
-    try:
-        header = database.read_header(path)
-    except VolumeError as error:
-        yield fail("database.file", str(error), f"stop the bot and {RESTORE_PROVEN}")
-        return
-    size = header.file_bytes
-    yield ok("database.file", f"SQLite, {show.size(size)}", value=size, unit="bytes")
-    if header.wal_mode:
-        yield ok("database.journal", "journal mode WAL", value="wal", limit="wal")
-    else:
-        hint = "the bot sets WAL itself: is another program writing to this file?"
-        text = "journal mode is not WAL: readers block the bot"
-        yield warn("database.journal", text, hint, value="delete", limit="wal")
-    details = {"value": header.wal_bytes, "unit": "bytes", "limit": WAL_WARN_BYTES}
-    text = f"{show.size(header.wal_bytes)} of the newest notes are in the -wal file"
-    if header.wal_bytes > WAL_WARN_BYTES:
-        hint = "normal after a crash: never delete it; start the bot, which folds it in"
-        yield warn("database.wal", text, hint, **details)
-    else:
-        yield ok("database.wal", text, **details)
-    yield from _guarded("database.schema", lambda: _schema(path))
-
-
-def _schema(path: Path) -> Iterator[Check]:
-    with database.open_live(path) as connection:
-        tables = database.table_names(connection)
-        recorded = database.migrations(connection) if "schema_migrations" in tables else []
-    missing = [name for name in database.BOT_TABLES if name not in tables]
-    if missing:
-        hint = "is this the bot's database? check DATABASE_URL; else restore a backup"
-        yield fail("database.schema", f"no table {', '.join(missing)}", hint)
-        return
-    yield ok("database.schema", f"{len(tables)} tables, the bot's among them", value=len(tables))
-    gaps = [str(version) for version in database.MIGRATIONS if version not in recorded]
-    if gaps:
-        hint = "start the bot once: it migrates by itself; else look for the error in its log"
-        text = f"{'migration' if len(gaps) == 1 else 'migrations'} {', '.join(gaps)} not recorded"
-        yield warn("database.migrations", text, hint, value=len(gaps), unit="migrations")
-    else:
-        yield ok("database.migrations", f"migrations 1 to {max(recorded)} are recorded")
-    if database.SEARCH_TABLE in tables:
-        yield ok("database.search", f"{database.SEARCH_TABLE} exists")
-    else:
-        text = f"{database.SEARCH_TABLE} does not exist although migration 5 is recorded"
-        hint = f"{NOTHING_TO_DO}, and no data is lost: a known defect of the bot's migration; "
-        hint += "keyword search finds nothing, search by meaning works"
-        yield warn("database.search", text, hint)
-
-
-def _chroma(settings: Settings) -> Iterator[Check]:
-    """The live Chroma directory from outside: its SQLite file and the headers of its indices."""
-    root = settings.chroma_dir
-    if not root.is_dir() or not os.access(root, os.R_OK | os.X_OK):
-        return
-    try:
-        header = database.read_header(root / chroma.DATABASE)
-    except VolumeError as error:
-        hint = f"check CHROMADB_PERSIST_DIRECTORY; else {RESTORE_PROVEN}"
-        yield fail("chroma.file", str(error), hint)
-        return
-    text = f"{chroma.DATABASE}, {show.size(header.file_bytes)}"
-    yield ok("chroma.file", text, value=header.file_bytes, unit="bytes")
-
-
-def _versions() -> Check:
-    """What this ran with: a store opened by a newer chromadb is migrated, with no way back."""
-    found = {"nescord-ops": __version__, "Python": platform.python_version()}
-    found["SQLite"] = sqlite3.sqlite_version
-    try:
-        found["chromadb"] = metadata.version("chromadb")
-    except metadata.PackageNotFoundError:
-        return unknown("versions", "chromadb is not installed", "pip install chromadb")
-    return ok("versions", ", ".join(f"{name} {version}" for name, version in found.items()))
+    yield live.versions()

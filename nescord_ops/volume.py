@@ -279,11 +279,20 @@ def claim(directory: Path) -> Path:
 
 
 def remove_tree(root: Path) -> None:
-    """Remove a scratch directory of ours, or what was put in its place; gone already is fine."""
+    """Remove a scratch directory of ours, or what was put in its place; gone already is fine.
+
+    Tried twice, since a fault may pass. Raise OSError for what stays.
+    """
     import shutil
 
-    with contextlib.suppress(FileNotFoundError):
+    def remove() -> None:
         if place(root).kind == "directory":
             shutil.rmtree(root)
         else:
             root.unlink()
+
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            remove()
+        except OSError:
+            remove()
