@@ -15,6 +15,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,12 @@ def bad_live(ops: str, nth: int, number: int, *, sticky: bool = False) -> Fault:
     )
 
 
+def full_offsite(world: World, *_: object) -> Machine:
+    """The place off the volume takes nothing."""
+    options = {"ops": "w", "nth": 1, "sticky": 1, "errno": errno.ENOSPC}
+    return Machine(machine.shimmed(world, path=world.root / "offsite", **options), stuck=True)
+
+
 def few_addresses(world: World, *_: object) -> Machine:
     """A limit at which OpenBLAS ends the process."""
     return Machine(limits={resource.RLIMIT_AS: 120 << 20})
@@ -144,11 +151,15 @@ EVERY_DAY: dict[str, tuple[str, Fault, int]] = {
     "a drill where Chroma cannot write": ("backup drill", bad_scratch("w", 50), 2),
     "backups that cannot be read": ("backup list", bad_store, 2),
     "backups that verify cannot read": ("verify --depth quick", bad_store, 2),
-    "a live database that opens late": ("capacity", bad_live("o", 2, errno.EACCES), 2),
-    "a live database that cannot be read": ("verify --depth quick", bad_live("r", 1, errno.EIO), 2),
+    "a live database that opens late": ("capacity", bad_live("o", 3, errno.EACCES), 2),
+    "a live database that cannot be read": ("verify --depth quick", bad_live("r", 3, errno.EIO), 2),
     "too few addresses": ("verify", few_addresses, 2),
     "SIGTERM as scratch is made": ("clean", signalled(3, signal.SIGTERM), 130),
-    "scratch that opens late": ("backup drill", bad_scratch_once("o", 1, errno.EACCES), 2),
+    "a backup that cannot be pushed": (
+        "backup create --keep 2 --drill --push",
+        full_offsite,
+        2,
+    ),
     "a swap that is refused once": ("restore", failing("n", 18, errno.EIO), 0),
     "a full disk amid a push": ("offsite push", failing("w", 1, errno.ENOSPC, sticky=True), 2),
 }
@@ -160,6 +171,16 @@ def test_nothing_is_lost_and_everything_is_said(small: Matrix, name: str) -> Non
     outcome = small.run(Cell(command, HEALTHY, name), fault=fault, as_json=True)
     assert not outcome.complaints, outcome
     assert outcome.code == code, outcome
+
+
+def test_the_matrix_starts_by_itself() -> None:
+    tests = Path(__file__).parent
+    path = f"{tests.parent}{os.pathsep}{tests}"
+    command = [sys.executable, "-m", "matrix", "--help"]
+    said = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True
+    )
+    assert "--sweep" in said.stdout
 
 
 @pytest.mark.slow
