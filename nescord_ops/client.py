@@ -25,6 +25,7 @@ from nescord_ops import chroma, chroma_child, database, doubt, graph, memory, sh
 from nescord_ops.checks import RESTORE_PROVEN, Check, Status, fail, ok, unknown
 from nescord_ops.database import MACHINE_HINT
 from nescord_ops.errors import VolumeError
+from nescord_ops.results import Result
 from nescord_ops.stores import Stores
 
 BASE_BYTES = 120_000_000  # a Python with chromadb imported
@@ -170,7 +171,7 @@ def _doubted(stores: Stores, said: str) -> Iterator[Check]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Tried:
+class Tried(Result):
     """A sample of ids, and where Chroma is not to search for it: why not, and what the files gave.
 
     `found` counts those that were found in the index's files, `problem` says what is wrong there.

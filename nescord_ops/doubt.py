@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 import sqlite3
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
 
 from nescord_ops import show, volume
 from nescord_ops.checks import Check, Status, fail, unknown
 from nescord_ops.database import MACHINE_HINT, of_the_machine
-from nescord_ops.errors import CaptureError, OpsError, UnreadError
+from nescord_ops.errors import CaptureError, OpsError, StoreError, UnreadError
 from nescord_ops.snapshot import Snapshot
 from nescord_ops.storefile import CHECK_HINT
 
@@ -21,6 +23,8 @@ from nescord_ops.storefile import CHECK_HINT
 DAMAGE = {"database.integrity"} | {
     f"chroma.{name}" for name in ("integrity", "index", "vectors", "sequence")
 }
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+_Read = TypeVar("_Read")
 CLIENT = {"chroma.roundtrip", "chroma.search"}
 
 
@@ -81,6 +85,23 @@ def withdrawn(checks: Iterable[Check], why: str) -> tuple[Check, ...]:
         else check
         for check in checks
     )
+
+
+def read_twice(path: Path, read: Callable[[], _Read]) -> _Read:
+    """Read a store of backups, once more if it looks damaged: the disk may have failed.
+
+    Raise StoreError, of an OSError's cause if it is the disk that does not give it.
+    """
+    try:
+        return read()
+    except StoreError as error:
+        if getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
+            raise
+    try:
+        volume.read_through(path)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}", MACHINE_HINT) from error
+    return read()
 
 
 def refused(name: str, error: OpsError, hint: str) -> Check:

@@ -19,19 +19,20 @@ import heapq
 import os
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from nescord_ops import chroma
 from nescord_ops.chroma_child import NEAREST, SAME
 from nescord_ops.errors import VolumeError
+from nescord_ops.results import Result
 
 MOST_READ = 20_000  # elements that one search may read; a sound graph needs some hundred
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Graph:
+class Graph(Result):
     """An index's open files: `upper` are the elements above the lowest layer, ascending.
 
     `places` are where their lists begin in `link_lists.bin`; `space` is cosine, ip or l2.
@@ -41,8 +42,8 @@ class Graph:
     space: str
     data: int
     lists: int
-    upper: array.array[int]
-    places: array.array[int]
+    upper: Sequence[int]
+    places: Sequence[int]
 
     def sample(self, count: int) -> list[int]:
         """Return the numbers of some elements that are not deleted, at random, at most `count`."""

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nescord_ops import chroma, database, legacy, show, store, volume
+from nescord_ops import chroma, database, doubt, legacy, show, store, volume
 from nescord_ops.checks import Status, plain
 from nescord_ops.errors import BackupError, StoreError, VolumeError
 from nescord_ops.evidence import BOTH, ID, is_sound
@@ -223,10 +223,14 @@ def listing(settings: Settings, *, looking: bool = False) -> Backups:
         recent = time.time() - journal.stat().st_mtime < _WRITING_SECONDS
         text = "a backup is being written" if recent else "a backup was killed while it was written"
         return Backups(_newest_first(found), size, f"{text}: {journal}", LIST_HINT, recent, recent)
-    try:
-        patience = _PATIENCE_SECONDS if looking else BUSY_SECONDS
+    patience = _PATIENCE_SECONDS if looking else BUSY_SECONDS
+
+    def read() -> list[Backup]:
         with store.open_store(path, busy_seconds=patience) as opened:
-            ours = [_of_store(path, generation) for generation in store.generations(opened)]
+            return [_of_store(path, generation) for generation in store.generations(opened)]
+
+    try:
+        ours = doubt.read_twice(path, read)
     except StoreError as error:
         busy = getattr(error.__cause__, "sqlite_errorname", "").startswith("SQLITE_BUSY")
         cause = error.__cause__

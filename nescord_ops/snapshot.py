@@ -100,7 +100,7 @@ def scratch(needed_bytes: int, where: Path | None = None) -> Iterator[Path]:
 
 def _remove(root: Path) -> None:
     for remove in (os.rmdir, volume.remove_tree):  # the first needs no descriptor
-        with contextlib.suppress(OSError):  # what cannot be removed now is left to the next run
+        with contextlib.suppress(OSError):  # what stays is left to the next run
             remove(root)
 
 
@@ -161,8 +161,9 @@ def copy_stores(settings: Settings, root: Path, progress: Progress | None = None
             continue
         except (OSError, sqlite3.Error, UnreadError) as error:
             text = f"the stores cannot be copied into {root.parent}: {error}"
-            hint = "see that TMPDIR has room and that the volume can be read"
-            raise CaptureError(text, hint) from error
+            raise CaptureError(
+                text, "see that TMPDIR has room, and the volume is readable"
+            ) from error
         return Snapshot(
             root=root,
             database=None if "database" in problems else root / DATABASE,

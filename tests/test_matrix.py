@@ -160,7 +160,7 @@ EVERY_DAY: dict[str, tuple[str, Fault, int]] = {
         full_offsite,
         2,
     ),
-    "a swap that is refused once": ("restore", failing("n", 18, errno.EIO), 0),
+    "backups that look damaged once": ("verify --depth quick", bad_live("r", 11, errno.EIO), 0),
     "a full disk amid a push": ("offsite push", failing("w", 1, errno.ENOSPC, sticky=True), 2),
 }
 

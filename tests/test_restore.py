@@ -710,3 +710,30 @@ def test_a_rename_that_is_refused_undoes_everything(
 
     monkeypatch.setattr(os, "rename", stubborn)
     refused(site, "Operation not permitted; the live data is untouched")
+
+
+def test_a_swap_goes_on_after_a_fault_that_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {"chroma": tmp_path / "chromadb", "database": tmp_path / "nescordbot.db"}
+    swaps = swap.plan(places, datetime.now(UTC))
+    for each in swaps:
+        each.staged.parent.mkdir(mode=0o700, exist_ok=True)
+        for path, text in ((each.live, "old"), (each.staged, "new")):
+            if each.name == "chroma":
+                path.mkdir()
+                path /= "file"
+            path.write_text(text)
+    rename, failed = Path.rename, []
+
+    def once(path: Path, target: Path) -> Path:
+        if path == swaps[1].staged and not failed:
+            failed.append(path)
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", once)
+    swap.finish(swaps, None)
+    assert failed
+    assert places["database"].read_text() == (places["chroma"] / "file").read_text() == "new"
+    assert (swaps[1].kept / "nescordbot.db").read_text() == "old"
