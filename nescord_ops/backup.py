@@ -233,7 +233,7 @@ def _stored(
         taken = {backup.id for backup in known.backups}
         made = _add(opened, taken, copy, evidence, taken_at, say)
     text = f"{made.id} holds {show.size(made.size_bytes)}; the store grew by "
-    text += show.size(made.added_bytes)
+    text += f"{show.size(made.added_bytes)}"
     return made.id, [quality, ok("backup.stored", text, value=made.added_bytes, unit="bytes")]
 
 

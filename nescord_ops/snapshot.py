@@ -161,9 +161,7 @@ def copy_stores(settings: Settings, root: Path, progress: Progress | None = None
             continue
         except (OSError, sqlite3.Error, UnreadError) as error:
             text = f"the stores cannot be copied into {root.parent}: {error}"
-            raise CaptureError(
-                text, "see that TMPDIR has room, and the volume is readable"
-            ) from error
+            raise CaptureError(text, "see that TMPDIR has room, and the volume reads") from error
         return Snapshot(
             root=root,
             database=None if "database" in problems else root / DATABASE,
