@@ -162,9 +162,7 @@ def copy_stores(settings: Settings, root: Path, progress: Progress | None = None
             continue
         except (OSError, sqlite3.Error, UnreadError) as error:
             text = f"the stores cannot be copied into {root.parent}: {error}"
-            raise CaptureError(
-                text, "see that TMPDIR has room, and the volume is readable"
-            ) from error
+            raise CaptureError(text, "see to TMPDIR's room and the volume's disk") from error
         return Snapshot(
             root=root,
             database=None if "database" in problems else root / DATABASE,
