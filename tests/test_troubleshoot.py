@@ -311,7 +311,7 @@ def test_every_check_that_may_fail_is_explained_by_a_cause() -> None:
     source = "".join(
         Path(module.__file__ or "").read_text("utf-8")
         for module in map(importlib.import_module, (f"nescord_ops.{n}" for n in (
-            "verify", "places", "soundness", "agreement", "freshness",
+            "verify", "live", "places", "soundness", "agreement", "freshness",
         )))
     )  # fmt: skip
     named = set(re.findall(r'(?:fail|warn)\(\s*f?"([a-z]+\.[a-z_]+)"', source))
