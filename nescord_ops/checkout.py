@@ -138,7 +138,7 @@ def _bytes(root: Path, name: str, limit: int) -> bytes | None:
     finally:
         os.close(handle)
     if len(data) > limit:
-        raise _UnreadableError(f"is larger than {show.size(limit)}")
+        raise _UnreadableError(f"is larger than {show.size(limit)!s}")
     return data
 
 

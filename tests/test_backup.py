@@ -422,7 +422,7 @@ def test_a_drill_proves_an_index_that_is_too_large_for_chroma_by_its_files(
     seen = {check.name: check.summary for check in found.checks}
     assert (found.outcome, found.reason) == ("ok", "")
     assert seen["chroma.roundtrip"].endswith("beside 300 records whose index was set aside")
-    assert "a sample of 20 records Chroma fetched 20, and" in seen["chroma.search"]
+    assert "a sample of 20 records Chroma fetched 20; " in seen["chroma.search"]
     assert seen["chroma.search"].endswith(
         "in the index's files, without Chroma, as the index's 964 kB are more than the 900 kB of"
         " memory that Chroma may load"

@@ -126,7 +126,8 @@ def test_a_search_of_the_files_finds_what_chroma_finds(index: Path) -> None:
         **{"sample": ids, "with_vectors": True, "records": None},
     }
     answer = client.ask([{**request, "action": "plant"}, {**request, "action": "find"}])
-    assert (answer.result["fetched"], answer.result["nearest"]) == (300, found)
+    assert answer.result["fetched"] == 300
+    assert answer.result["nearest"] == pytest.approx(found, abs=15)  # both are approximate
 
 
 def test_a_graph_without_links_leads_nowhere_and_links_out_of_it_are_damage(index: Path) -> None:
