@@ -24,6 +24,7 @@ _REQUEUE = (
     ' ? || note_id NOT IN (SELECT embedding_id FROM vec.embeddings)", ("pending", "note_"));'
     " c.commit()"
 )
+_SUFFIXES = ("", "-wal", "-shm")  # a database and what belongs to it
 _LINE = "\0"  # between lines: no path has it
 _NO_BACKUP = "# there is no backup to restore: look for one among Railway's own, in its dashboard"
 
@@ -140,12 +141,15 @@ def _move_database(settings: Settings, names: Mapping[str, str]) -> Iterable[str
     yield f"mkdir -p {shlex.quote(str(target.parent))}"
     if target.exists():
         yield "# another database is there: it is kept; look which one holds your notes"
-    for path in (source, *(beside(source, suffix) for suffix in ("-wal", "-shm"))):
-        to = target.with_name(path.name.replace(source.name, target.name))
+    for suffix in _SUFFIXES:
+        to = beside(target, suffix)
         if to.exists():
             yield shlex.join(["mv", "-T", "--", str(to), f"{to}.earlier"])
-        if path.exists():
-            yield shlex.join(["mv", "-T", "--", str(path), str(to)])
+    # the bot may leave its newest notes in a -wal that is not there yet
+    old, new = shlex.quote(str(source)), shlex.quote(str(target))
+    words = " ".join(suffix or '""' for suffix in _SUFFIXES)
+    move = f'mv -T -- {old}"$s" {new}"$s"'
+    yield f'for s in {words}; do if [ -e {old}"$s" ]; then {move}; fi; done'
     yield url
     yield names["start"]
 

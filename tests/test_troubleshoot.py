@@ -355,6 +355,25 @@ def test_a_database_that_is_at_the_meant_place_already_is_kept(
         assert connection.execute("SELECT count(*) FROM knowledge_notes").fetchone() == (300,)
 
 
+def test_what_the_bot_left_in_its_wal_meanwhile_is_moved_too(
+    demo: MakeDemo, tmp_path: Path
+) -> None:
+    made = demo("three-slash-url")
+    commands = run(made, depth="quick").diagnoses[0].commands
+    source = settings.load(app_dir=made.app_dir).database
+    killed = (
+        "import os, sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('PRAGMA journal_mode"
+        " = WAL'); c.execute('UPDATE knowledge_notes SET title = ?', ('late',)); c.commit();"
+        " os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", killed, source], check=True)
+    assert source.with_name("nescordbot.db-wal").stat().st_size
+    shell(commands, tmp_path / "bin")
+    with sqlite3.connect(made.data_dir / "nescordbot.db") as connection:
+        titles = connection.execute("SELECT DISTINCT title FROM knowledge_notes").fetchall()
+    assert titles == [("late",)]
+
+
 def test_on_railway_an_off_volume_database_is_backed_up_before_the_redeploy(
     demo: MakeDemo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
