@@ -107,7 +107,8 @@ def _clean(what: str) -> tuple[str, ...]:
 CAUSES = (
     Cause(
         "url-slashes", ("mount", "database"),
-        "DATABASE_URL has three slashes and an absolute path: the bot opens another file",
+        "DATABASE_URL has three slashes where an absolute path takes four: the bot opens another"
+        " file",
         (Sign("location.url", 5, r"opens [^?]*, not"), Sign("location.database", 1),
          Sign("location.strays", 1)),
         {}, ("{move_database}",),

@@ -151,7 +151,8 @@ def headline(checks: Iterable[Check], name: str = "") -> show.Text:
         (count[Status.OK, False], "ok"),
     )
     said = ", ".join(f"{number} {word}" for number, word in parts if number)
-    sentence = f"{_opening(checks, name, status)} {said or 'No checks were made'}."
+    opening = f"{_opening(checks, name, status)}{_notes_whole(checks, name, status)}"
+    sentence = f"{opening} {said or 'No checks were made'}."
     reasons = [c.summary for c in checks if c.status is Status.UNKNOWN and not c.expected]
     if status is Status.UNKNOWN and reasons:
         sentence += f" {reasons[0]}"
@@ -227,7 +228,7 @@ _DANGERS = (
     ("chroma.", "", "vectors are lost or damaged"),
     ("stores.", "", "vectors are lost"),
     ("access.chroma", ABSENT, "Chroma's store is not where the bot looks for it"),
-    ("access.chroma access.volume", "", "the bot may not write it"),
+    ("access.chroma access.volume", "", "the bot cannot write to it"),
     ("location.volume location.database location.chroma", "",
      "it lies where a deploy may delete it"),
     ("location.", "", "the bot opens another file than DATABASE_URL is meant to name"),
@@ -244,6 +245,16 @@ def _danger(checks: Iterable[Check]) -> str:
         if any(c.name.startswith(names) and re.search(seen, c.summary) for c in failed):
             return said
     return ""
+
+
+def _notes_whole(checks: Iterable[Check], name: str, status: Status) -> str:
+    """That the notes are there and whole although something fails, where that was seen."""
+    if name != "verify" or status is not Status.FAIL:
+        return ""
+    found = {check.name: check.status for check in checks}
+    bad = [n for n, seen in found.items() if n.startswith("database.") and seen is Status.FAIL]
+    whole = found.get("database.integrity") is Status.OK and not bad
+    return " The notes themselves are whole." if whole else ""
 
 
 def _opening(checks: Iterable[Check], name: str, status: Status) -> str:

@@ -270,13 +270,22 @@ def test_since_when_and_what_changed_stand_on_the_page() -> None:
             "the bot opens another file than DATABASE_URL is meant to name",
         ),
         ("location.url location.database", "it lies where a deploy may delete it"),
-        ("location.volume access.chroma_write", "the bot may not write it"),
+        ("location.volume access.chroma_write", "the bot cannot write to it"),
         ("backups.age", "it has no good and recent backup"),
     ],
 )
 def test_the_verdict_says_what_kind_of_danger_it_is(failed: str, danger: str) -> None:
     found = [fail(name, "seen", "do") for name in failed.split()]
     assert checks.headline(found, "verify").startswith(f"Your data is not safe: {danger}. ")
+
+
+def test_a_red_verdict_says_whether_the_notes_are_whole() -> None:
+    found = [ok("database.integrity", "whole"), fail("chroma.index", "is gone", "do")]
+    assert "the vectors are gone. The notes themselves are whole. 1 failed" in checks.headline(
+        found, "verify"
+    )
+    for more in (fail("database.schema", "x", "do"), fail("database.integrity", "x", "do")):
+        assert "whole." not in checks.headline([*found, more], "verify")
 
 
 @pytest.mark.parametrize(
