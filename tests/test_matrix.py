@@ -165,7 +165,17 @@ EVERY_DAY: dict[str, tuple[str, Fault, int]] = {
 }
 
 
-@pytest.mark.parametrize("name", EVERY_DAY)
+# The dearest of them run at night.
+NIGHTLY = {
+    "a backup that cannot be pushed",
+    "a drill where Chroma cannot write",
+    "a restored copy that cannot be read",
+    "SIGKILL amid a prune",
+}
+_NAMES = [pytest.param(n, marks=pytest.mark.slow) if n in NIGHTLY else n for n in EVERY_DAY]
+
+
+@pytest.mark.parametrize("name", _NAMES)
 def test_nothing_is_lost_and_everything_is_said(small: Matrix, name: str) -> None:
     command, fault, code = EVERY_DAY[name]
     outcome = small.run(Cell(command, HEALTHY, name), fault=fault, as_json=True)

@@ -767,7 +767,7 @@ def answering(status: int) -> Iterator[int]:
 SERVERS = {403: "no permission", 500: "InternalError|500|no", 0: "did not answer within"}
 
 
-@pytest.mark.parametrize("status", SERVERS)
+@pytest.mark.parametrize("status", [403, 500, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_bad_server_is_said_in_bounded_time(
     status: int, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1534,6 +1534,7 @@ def test_a_password_on_the_command_line_is_refused(site: Site, capsys: Captured)
     assert "zebra" not in shown
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_backup(site: Site, tmp_path: Path) -> None:
     """A gigabyte and a half, mostly a hole, pushed and pulled in one process each."""
     tree = tmp_path / "tree"
