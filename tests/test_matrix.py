@@ -167,6 +167,7 @@ EVERY_DAY: dict[str, tuple[str, Fault, int]] = {
 
 # The dearest of them run at night.
 NIGHTLY = {
+    "too few addresses",
     "a backup that cannot be pushed",
     "a drill where Chroma cannot write",
     "a restored copy that cannot be read",
