@@ -232,8 +232,8 @@ def listing(settings: Settings, *, looking: bool = False) -> Backups:
     try:
         ours = doubt.read_twice(path, read)
     except StoreError as error:
-        busy = getattr(error.__cause__, "sqlite_errorname", "").startswith("SQLITE_BUSY")
         cause = error.__cause__
+        busy = getattr(cause, "sqlite_errorname", "").startswith("SQLITE_BUSY")
         lost = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
         unread = busy or lost or database.of_the_machine(cause)
         return Backups(_newest_first(found), size, str(error), error.hint, busy, unread)

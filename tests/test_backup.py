@@ -429,8 +429,9 @@ def test_a_drill_proves_an_index_that_is_too_large_for_chroma_by_its_files(
     )
 
 
-def lead_nowhere(live: Settings) -> None:
-    """Take every link out of the index's graph: its vectors are whole, and no search finds them."""
+def lead_nowhere(live: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take every link out of an index too large for Chroma: whole, and no search finds anything."""
+    monkeypatch.setattr(client, "INDEX_LIMIT_BYTES", 900_000)
     chroma_build.run(live.chroma_dir, "persist")
     (index,) = chroma.segment_directories(live.chroma_dir)
     header = chroma.read_hnsw(index)
@@ -443,8 +444,7 @@ def lead_nowhere(live: Settings) -> None:
 def test_a_drill_by_the_files_fails_where_their_graph_leads_nowhere(
     live: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lead_nowhere(live)
-    monkeypatch.setattr(client, "INDEX_LIMIT_BYTES", 900_000)
+    lead_nowhere(live, monkeypatch)
     (identity,) = take(live)
     found = backup.drill(live, identity)
     assert (found.outcome, statuses(found)["chroma.search"]) == ("failed", "fail")
@@ -631,8 +631,7 @@ def test_keeping_none_is_refused(keep: int, live: Settings) -> None:
 def test_a_failed_drill_is_not_counted_by_the_prune_that_follows(
     live: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lead_nowhere(live)
-    monkeypatch.setattr(client, "INDEX_LIMIT_BYTES", 900_000)
+    lead_nowhere(live, monkeypatch)
     (first,) = take(live)
     made = backup.create(live, drill=True, keep=1, now=NOON + DAY)
     assert made.status is Status.FAIL
