@@ -25,6 +25,13 @@ LEAKED = (
     " (SELECT 1 FROM bot.knowledge_notes n WHERE n.id = substr(e.embedding_id, 6))"
 )
 RESIDUE = f"e.embedding_id = '{PROBE_RESIDUE}'"
+# Notes (m) that are not in Chroma, and that the bot no longer tries to add.
+UNSYNCED = (
+    "(m.sync_status IS NOT 'pending' OR m.retry_count IS NOT 0)"
+    " AND EXISTS (SELECT 1 FROM bot.knowledge_notes n WHERE n.id = m.note_id)"
+    " AND NOT EXISTS (SELECT 1 FROM vec.embeddings e"
+    " WHERE e.segment_id = ? AND e.embedding_id = 'note_' || m.note_id)"
+)
 ORPHAN_SYNC = (
     "NOT EXISTS (SELECT 1 FROM bot.knowledge_notes n WHERE n.id = m.note_id)"
     " OR m.chromadb_doc_id <> 'note_' || m.note_id"
@@ -52,7 +59,7 @@ def lost(stores: Stores) -> Iterator[Check]:
         good="every synced note is in Chroma",
         bad=f"notes are marked synced and are not in Chroma, such as {example}",
         one=f"note is marked synced and is not in Chroma: {example}",
-        hint=f"{RESTORE_PROVEN}, or set their sync_status to 'pending'",
+        hint=f"{RESTORE_PROVEN}; or, with the bot stopped: nescord-ops clean unsynced --apply",
         severity=Status.FAIL,
     )
     old = f" AND {_OLD.format(column='n.created_at')}"

@@ -140,8 +140,8 @@ CAUSES = (
     ),
     Cause(
         "no-permission", ("permission", "mount", "database"),
-        "the bot may not write to its directories",
-        (Sign("access.volume", 4, "may not write"), Sign("access.chroma", 4, "may not write"),
+        "the bot cannot write to its directories",
+        (Sign("access.volume", 4, "cannot write"), Sign("access.chroma", 4, "cannot write"),
          Sign("access.volume_write", 4), Sign("access.chroma_write", 4),
          Sign("location.volume", 3, "read-only")),
         {"read_only": 3, "denied": 3, "cannot_open": 1},
@@ -240,9 +240,10 @@ CAUSES = (
         (Sign("stores.sync", 5), Sign("database.foreign_keys", 1)), {}, _clean("sync"),
     ),
     Cause(
-        "not-synced", ("unsearchable",), "notes are not in Chroma, and the bot has given them up",
+        "not-synced", ("unsearchable",),
+        "notes are not in Chroma, and the bot no longer tries to add them",
         (Sign("stores.lost", 5), Sign("stores.backlog", 3), Sign("stores.interrupted", 3)),
-        {"sync_failed": 2}, ("{stop}", "{requeue}", "{start}"),
+        {"sync_failed": 2}, _clean("unsynced"),
     ),
     Cause(
         "no-embedding", ("unsearchable",), "the service that makes the vectors does not answer",

@@ -220,18 +220,18 @@ def _judged(items: Iterable[Item], found: Mapping[str, Waste], *, applied: bool)
         text = show.count(item.count, word.one, word.many)
         if item.examples:
             text += f", such as {', '.join(item.examples)}"
-        if item.chosen:
+        if item.chosen and item.gives_bytes:
             usd = show.dollars(item.usd_per_month)
             text += f": {show.size(item.gives_bytes)}, {usd} a month"
         hint = f"with the bot stopped: nescord-ops clean {item.what} --apply"
-        if item.what == "stale":
-            hint += "; their vectors go, and the bot must be able to embed the notes anew"
+        if item.what in rebuild.REQUEUED:
+            hint += "; the bot must be able to embed the notes anew"
         if found[item.what].problem:
             yield fail(name, found[item.what].problem, "check DATABASE_URL; nescord-ops verify")
         elif not item.count:
             yield ok(name, f"no {item.summary}", value=0, limit=0)
         elif item.chosen and applied:
-            yield ok(name, f"removed {text}", value=item.count)
+            yield ok(name, f"{word.done} {text}", value=item.count)
         else:
             hint = hint if item.chosen else f"only if it is named; {hint}"
             yield warn(name, text, hint, value=item.count, limit=0)
@@ -250,8 +250,6 @@ def _perform(work: _Work, words: Sequence[str], found: Mapping[str, Waste]) -> N
         found = _measured(work.settings, copy, words)
         changed = {store for name in words if found[name].count for store in WORDS[name].stores}
         changed |= {*found["pages"].targets} if "pages" in found else set()
-        if len({each.live.parent for each in work.swaps}) > 1 and changed:
-            changed = {each.name for each in work.swaps}  # the note lies beside the last of them
         if changed:
             _exchange(work, copy, found, [each for each in work.swaps if each.name in changed])
     for bot in proven_copies(found["backups"]) if "backups" in found else ():

@@ -240,7 +240,9 @@ def clean(
     context: typer.Context,
     what: Annotated[
         list[str] | None,
-        typer.Argument(metavar="WHAT", help="Words of the README; default: all but strays, stale."),
+        typer.Argument(
+            metavar="WHAT", help="As the README lists them; default: all but the last 3."
+        ),
     ] = None,
     apply: Annotated[bool, typer.Option("--apply", help="Do it, with the bot stopped.")] = False,
     discard: Annotated[

@@ -153,9 +153,9 @@ def restore(
     to: Annotated[
         Path | None, typer.Option(help="A new directory, in place of the live data.", metavar="DIR")
     ] = None,
-    database_only: Annotated[
-        bool, typer.Option("--database-only", help="Leave Chroma as it is.")
-    ] = False,
+    only: Annotated[
+        str, typer.Option(help="Leave the other store as it is.", metavar="database|chroma")
+    ] = "",
     dry_run: DryRun = False,
 ) -> None:
     """Put a backup back: over the live data, which is kept, or into a directory."""
@@ -165,7 +165,7 @@ def restore(
         restored = capability.run(
             *(settings, backup_id),
             to=to,
-            database_only=database_only,
+            only=only,
             dry_run=dry_run,
             progress=say,
         )

@@ -323,7 +323,7 @@ def _env_file(place: volume.Place) -> Check:
     name, path = "security.env_file", place.path
     if place.kind != "file":
         return unknown(name, f"{path} is {place.kind}", expected=True)
-    text = f"{path} is mode {place.mode_text}, owner {place.uid}:{place.gid}"
+    text = f"{path} is mode {place.mode_text}, owner {place.owner}"
     details: dict[str, Any] = {"value": place.mode_text, "limit": "600"}
     if place.mode & 0o077:
         who = "everyone" if place.mode & 0o007 else "its group"

@@ -27,8 +27,9 @@ _FOLLOWS = ("chroma.roundtrip", "chroma.search")
 class Diagnosis(Result):
     """A cause that something speaks for: `score` is the weight of the `evidence`.
 
-    `against` is what was looked at and speaks against it. `commands` are lines of a shell script,
-    those with `#` for a person; `confirm` is the command that shows whether it has helped.
+    `against` is what was looked at and speaks against it. `plan` says what the fix does; its
+    `commands` are lines of a shell script, those with `#` for a person, and `confirm` is the
+    command that shows whether it has helped.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Diagnosis(Result):
     score: int
     evidence: tuple[str, ...]
     against: tuple[str, ...]
+    plan: str
     commands: tuple[str, ...]
     confirm: str
 
@@ -48,17 +50,27 @@ class Diagnosis(Result):
         if self.commands in [other.commands for other in before]:
             return "\n".join([*said, "  Fix: the same"])
         commands = [f"    {line}" for line in self.commands]
-        return "\n".join([*said, "  Fix:", *commands, "  To confirm:", f"    {self.confirm}"])
+        return "\n".join(
+            [
+                *said,
+                f"  Fix: {self.plan}".rstrip(),
+                *commands,
+                "  To confirm:",
+                f"    {self.confirm}",
+            ]
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Fix(Result):
     """What to type against failed checks that have one cause: `says` names it, in a sentence.
 
-    `commands` are lines of a shell script, those with `#` for a person.
+    `plan` says what the fix does. `commands` are lines of a shell script, those with `#` for a
+    person.
     """
 
     says: str
+    plan: str
     checks: tuple[str, ...]
     commands: tuple[str, ...]
 
@@ -93,7 +105,8 @@ def weigh(
         against.append(f"{show.count(log.lines, 'line')} of logs: nothing of it")
     return Diagnosis(
         *(cause.name, cause.symptoms, cause.says, min(worst, key=WORST_FIRST.index), score),
-        *(tuple(evidence), tuple(dict.fromkeys(against)), fixes.script(cause.fix, names)),
+        *(tuple(evidence), tuple(dict.fromkeys(against))),
+        *(fixes.plan(cause.fix, names), fixes.script(cause.fix, names)),
         f"{names['tool']} verify",
     )
 
@@ -137,6 +150,7 @@ def fixes_of(checks: Sequence[Check], settings: Settings) -> tuple[Fix, ...]:
                 continue
             if any(name.startswith("chroma.") for name in told):
                 told |= dict.fromkeys(_FOLLOWS)
-            made.append(Fix(each.says, tuple(n for n in told if n in open_), each.commands))
+            seen = tuple(name for name in told if name in open_)
+            made.append(Fix(each.says, each.plan, seen, each.commands))
             open_ -= told.keys()
     return tuple(made)

@@ -68,7 +68,7 @@ def _is_history(evidence: Any) -> bool:
     moments = [evidence.get("proven_at"), *(each["at"] for each in tried)]
     if copied := evidence.get("offsite"):
         moments += [copied[key] for key in ("pushed_at", "checked_at", "proven_at")]
-    for moment in filter(None, moments):
+    for moment in (each for each in moments if each is not None):
         datetime.fromisoformat(moment).astimezone(UTC)
     return (
         evidence.get("kind", KINDS[0]) in KINDS

@@ -124,7 +124,9 @@ def _copy(label: str, key: str) -> Callable[[_Facts], Number]:
             return Number(label)
         taken = moment(standing.get(key))
         if taken is None:
-            return Number(label, "none", note=_kept(standing), status=Status.WARN)
+            lacking = key == "proven_taken_at" and facts.status("backups.age") is Status.FAIL
+            status = Status.FAIL if lacking else Status.WARN
+            return Number(label, "none", note=_kept(standing, key), status=status)
         old = max(0.0, (facts.now - taken).total_seconds())
         status = Status.WARN if old > FRESH_DAYS * 86_400 else Status.OK
         note = _beside_failure(taken, facts) if key == "proven_taken_at" else ""
@@ -137,15 +139,19 @@ def _beside_failure(taken: datetime, facts: _Facts) -> str:
     """Whether a proven backup is from before what fails now; a later one is whole by itself."""
     if all(check.status is not Status.FAIL for check in facts.checks.values()):
         return ""
-    if facts.began and taken < facts.began:
-        return "from before the failure; a drill restored it whole"
-    return "a drill restored it whole, whatever fails now"
+    if facts.began:
+        when = "before the failure" if taken < facts.began else "since the failure began"
+        return f"taken {when}; a drill restored it whole"
+    return "a drill restored it whole"
 
 
-def _kept(standing: Mapping[str, Any]) -> str:
+def _kept(standing: Mapping[str, Any], key: str) -> str:
     """How many backups there are, where the number is that none of them is of a kind."""
     good = standing.get("good")
-    return show.count(good, "good backup") + " here" if isinstance(good, int) else ""
+    if not isinstance(good, int):
+        return ""
+    text = f"{show.count(good, 'good backup')} here" if good else "no good backup here"
+    return f"{text}, not restored yet to prove it" if good and key == "proven_taken_at" else text
 
 
 def _days(check: str) -> Callable[[_Facts], Number]:
@@ -322,7 +328,7 @@ _PATH = r"/[\w./@:+-]+(?=[\s;,()]|$)"  # one that needs no quotes, or the comman
 _WORD = rf"--[\w-]+|nescordbot_backup_\w+|{_PATH}|\d+|DIR|ID|REPO|PATH"
 _VERBS = (
     r"verify|capacity|cost|deploy|troubleshoot|report|clean|segments|pages|queue|deletions|residue"
-    r"|sync|items|backups|strays|stale|backup|create|list|check|drill|prune|export|adopt|restore"
+    r"|sync|items|backups|strays|stale|unsynced|backup|create|list|check|drill|prune|export|adopt|restore"
     r"|offsite|push|pull|keygen|full|quick|demo"
 )
 _OURS = re.compile(rf"nescord-ops(?: (?:{_WORD}|{_VERBS})(?![\w-]))+")

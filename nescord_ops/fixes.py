@@ -17,25 +17,36 @@ from nescord_ops.errors import OpsError
 from nescord_ops.inventory import Backup
 from nescord_ops.settings import SQLITE_PREFIX, Settings, command
 
-# With the bot stopped: what Chroma does not have is to be added again by the bot.
-_REQUEUE = (
-    'import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute("ATTACH ? AS vec",'
-    ' sys.argv[2:]); c.execute("UPDATE sync_metadata SET sync_status = ?, retry_count = 0 WHERE'
-    ' ? || note_id NOT IN (SELECT embedding_id FROM vec.embeddings)", ("pending", "note_"));'
-    " c.commit()"
-)
 _SUFFIXES = ("", "-wal", "-shm")  # a database and what belongs to it
 _LINE = "\0"  # between lines: no path has it
 _NO_BACKUP = "# there is no backup to restore: look for one among Railway's own, in its dashboard"
+# What a fix comes to, by a line that only this fix has.
+_PLANS = {
+    "{restore}": "Stop the bot, put {newest} back, start the bot. Nothing is deleted: what is"
+    " there now, with notes written since, stays in a directory replaced_…",
+    "{restore_vectors}": "Stop the bot, bring the vectors back from {whole}, mark the notes"
+    " written since for the bot to add, start the bot. The notes stay as they are.",
+    "{move_database}": "Stop the bot, back up, move the database to where DATABASE_URL was meant"
+    " to put it, correct DATABASE_URL, start the bot.",
+    "{move_stores}": "Back up onto the volume, correct the settings, redeploy, and restore there"
+    " what you have backed up.",
+    "chmod u+rwx -- {data} {chroma}": "Let the bot's user write to its directories again.",
+    "chmod o-w -- {data} {chroma}": "Let nobody but the bot's user write to its directories.",
+}
 
 
 def script(fix: Iterable[str], names: dict[str, str]) -> tuple[str, ...]:
-    """Given the lines of a fix, return them filled in; what comes out empty is left out.
+    """Given the lines of a fix, return them filled in, but for those that come out empty.
 
     A name with a line feed in it stays within its quotes, and ends no remark.
     """
     lines = _LINE.join(line.format_map(names) for line in fix).split(_LINE)
     return tuple(x.replace("\n", "?") if x.startswith("#") else x for x in lines if x)
+
+
+def plan(fix: Iterable[str], names: dict[str, str]) -> str:
+    """Given the lines of a fix, return in a sentence what they come to; empty if they say it."""
+    return next((_PLANS[line].format_map(names) for line in fix if line in _PLANS), "")
 
 
 def names(settings: Settings) -> dict[str, str]:
@@ -53,14 +64,12 @@ def names(settings: Settings) -> dict[str, str]:
     tool = command(settings.to_dict())
     base = {"tool": tool, "stop": stop, "start": start, "restart": restart}
     newest, vectors = _backups(settings)
-    requeue = shlex.join(
-        ["python3", "-c", _REQUEUE, str(settings.database), f"{settings.chroma_dir}/chroma.sqlite3"]
-    )
     return {
         **base,
         "restore": _restore(tool, newest),
-        "restore_vectors": _LINE.join(_restore_vectors(settings, tool, vectors, requeue)),
-        "requeue": requeue,
+        "restore_vectors": _LINE.join(_restore_vectors(tool, vectors)),
+        "newest": _named(newest, "the newest good backup"),
+        "whole": _named(vectors, "the newest good backup that has them"),
         "run_as_root": _set(settings, "RAILWAY_RUN_UID", "0") if railway else "",
         "move_database": _LINE.join(_move_database(settings, base)),
         "move_stores": _LINE.join(_move_stores(settings, base)),
@@ -85,33 +94,30 @@ def _backups(settings: Settings) -> tuple[Backup | None, Backup | None]:
         if backup.evidence.get("collections", {}).get(settings.collection, {}).get("count", 0) > 1
     ]
     choices = [*good, *whole]
-    return next(iter(choices), None), next(iter([*full, *choices]), None)
+    vectors = [*full, *(backup for backup in choices if "chroma" in backup.stores)]
+    return next(iter(choices), None), next(iter(vectors), None)
+
+
+def _named(backup: Backup | None, what: str) -> str:
+    """What a plan calls a backup."""
+    if backup is None:
+        return "a backup"
+    what = what if backup.good else "the bot's own backup"
+    return f"{what} ({show.moment(backup.taken_at)})"
 
 
 def _restore(tool: str, backup: Backup | None) -> str:
     if backup is None:
         return _NO_BACKUP
-    when = show.moment(backup.taken_at)
-    text = f"# notes written after {when} will be in replaced_…/ only: nothing is deleted"
-    return f"{text}{_LINE}{tool} restore {shlex.quote(backup.id)}"
+    return f"{tool} restore {shlex.quote(backup.id)}"
 
 
-def _restore_vectors(
-    settings: Settings, tool: str, backup: Backup | None, requeue: str
-) -> Iterable[str]:
+def _restore_vectors(tool: str, backup: Backup | None) -> Iterable[str]:
     """Put back the vectors of a backup and leave the notes, which are newer, as they are."""
     if backup is None:
-        yield _NO_BACKUP
-        return
-    chroma = settings.chroma_dir
-    taken = settings.database.parent / f"restored_{backup.id}"
-    yield f"{tool} restore {shlex.quote(backup.id)} --to {shlex.quote(str(taken))}"
-    if chroma.exists():
-        yield shlex.join(["mv", "-T", "--", str(chroma), f"{chroma}.replaced_by_{backup.id}"])
-    yield shlex.join(["mv", "-T", "--", str(taken / "chromadb"), str(chroma)])
-    yield f"# notes since {show.moment(backup.taken_at)} are to be added by the bot again:"
-    yield requeue
-    yield f"# when all is well, remove {taken} and {chroma}.replaced_by_{backup.id}"
+        return [_NO_BACKUP]
+    restore = f"{tool} restore {shlex.quote(backup.id)} --only chroma"
+    return [restore, f"{tool} clean unsynced --apply"]
 
 
 def _set(settings: Settings, name: str, value: str) -> str:
@@ -122,10 +128,11 @@ def _set(settings: Settings, name: str, value: str) -> str:
         return f"# set {name}={value} in the bot's environment"
     file = shlex.quote(str(settings.env_file))
     written = settings.env_file.read_text("utf-8", errors="replace")
-    if not re.search(rf"(?m)^(?:export )?{name}=", written):
+    ways = dict.fromkeys(re.findall(rf"(?m)^(?:export )?{name}=", written))
+    if not ways:
         return f"echo {shlex.quote(f'{name}={value}')} >> {file}"
     safe = re.sub(r"([\\&|])", r"\\\1", value)
-    return f"sed -i -E {shlex.quote(f's|^(export )?{name}=.*|{name}={safe}|')} {file}"
+    return f"sed -i {shlex.quote(';'.join(f's|^{way}.*|{way}{safe}|' for way in ways))} {file}"
 
 
 def _move_database(settings: Settings, names: Mapping[str, str]) -> Iterable[str]:
@@ -138,7 +145,9 @@ def _move_database(settings: Settings, names: Mapping[str, str]) -> Iterable[str
         yield from _carry(settings, names, [url])
         return
     yield names["stop"]
-    yield f"mkdir -p {shlex.quote(str(target.parent))}"
+    yield f"{names['tool']} backup create"
+    if not target.parent.is_dir():
+        yield f"mkdir -p {shlex.quote(str(target.parent))}"
     if target.exists():
         yield "# another database is there: it is kept; look which one holds your notes"
     for suffix in _SUFFIXES:
@@ -147,9 +156,12 @@ def _move_database(settings: Settings, names: Mapping[str, str]) -> Iterable[str
             yield shlex.join(["mv", "-T", "--", str(to), f"{to}.earlier"])
     # the bot may leave its newest notes in a -wal that is not there yet
     old, new = shlex.quote(str(source)), shlex.quote(str(target))
-    words = " ".join(suffix or '""' for suffix in _SUFFIXES)
-    move = f'mv -T -- {old}"$s" {new}"$s"'
-    yield f'for s in {words}; do if [ -e {old}"$s" ]; then {move}; fi; done'
+    if source.name == target.name:
+        yield f"mv -n -- {old}* {shlex.quote(f'{target.parent}/')}"
+    else:
+        words = " ".join(suffix or '""' for suffix in _SUFFIXES)
+        move = f'mv -T -- {old}"$s" {new}"$s"'
+        yield f'for s in {words}; do if [ -e {old}"$s" ]; then {move}; fi; done'
     yield url
     yield names["start"]
 

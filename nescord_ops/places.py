@@ -142,10 +142,10 @@ def _absent(name: str, seen: volume.Place, wanted: str, variable: str) -> Check:
 def mode(name: str, seen: volume.Place) -> Check:
     """The guide's 755 and 750, or anything as good: the owner may do all, strangers not write."""
     details = {"value": seen.mode_text, "limit": "755"}
-    text = f"{seen.path} is mode {seen.mode_text}, owner {seen.uid}:{seen.gid}"
+    text = f"{seen.path} is mode {seen.mode_text}, owner {seen.owner}"
     if seen.mode & stat.S_IRWXU != stat.S_IRWXU:
         hint = f"chmod 755 {seen.path}"
-        return fail(name, f"{text}: its owner may not write there", hint, **details)
+        return fail(name, f"{text}: its owner cannot write there", hint, **details)
     if seen.mode & stat.S_IWOTH:
         hint = f"chmod 755 {seen.path}"
         return warn(name, f"{text}: everyone may write there", hint, **details)

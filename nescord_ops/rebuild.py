@@ -26,6 +26,7 @@ from nescord_ops.storefile import sync
 from nescord_ops.waste import ROWS, Waste, set_pending
 
 RECORDS = ("deletions", "residue", "stale")  # the words whose targets are ids in Chroma
+REQUEUED = ("stale", "unsynced")  # those whose notes the bot is to embed again
 _TIMEOUT_SECONDS = 1800.0
 _HINT = "nescord-ops clean, word by word"
 Changes = dict[str, tuple[int, int]]  # by table: rows that only the old one has, and the new one
@@ -68,7 +69,7 @@ def rebuild(
         raise VolumeError(f"{text}; {UNTOUCHED}", _HINT)
     checks = [ok("clean.notes", "every other row of the database is as before")]
     seen = _examined(settings, copy, staged, records)
-    backlog = sum(found[word].count for word in ("stale", "sync") if word in found)
+    backlog = sum(found[word].count for word in (*REQUEUED, "sync") if word in found)
     if worse := [*regressions(before, seen, backlog=backlog)]:
         raise ChecksFailed(f"verify would be worse: {'; '.join(worse)}; {UNTOUCHED}", _HINT)
     if records:
@@ -182,7 +183,7 @@ def edit(swaps: Iterable[swap.Swap], found: Mapping[str, Waste]) -> Changes:
                 removed = rows.remove(db)
                 if schema == "bot":
                     changes[table] = (removed, 0)
-        if ids := found["stale"].targets if "stale" in found else ():
+        if ids := [id_ for word in REQUEUED if word in found for id_ in found[word].targets]:
             new = set_pending(db, ids) if "sync_metadata" in _tables(db) else 0
             lost, _ = changes.get("sync_metadata", (0, 0))
             changes |= {"sync_metadata": (lost + new, new)} if new else {}

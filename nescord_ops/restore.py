@@ -24,7 +24,14 @@ from pathlib import Path
 
 from nescord_ops import client, doubt, inventory, places, show, store, swap, volume
 from nescord_ops.checks import Check, Findings, Status, fail, ok, unknown, warn
-from nescord_ops.errors import BackupError, CaptureError, OpsError, StoreError, VolumeError
+from nescord_ops.errors import (
+    BackupError,
+    CaptureError,
+    OpsError,
+    SettingsError,
+    StoreError,
+    VolumeError,
+)
 from nescord_ops.inventory import Backup
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import Progress, Snapshot, copy_file, copy_tree, scratch
@@ -77,21 +84,24 @@ def run(
     backup_id: str,
     *,
     to: Path | None = None,
-    database_only: bool = False,
+    only: str = "",
     dry_run: bool = False,
     now: datetime | None = None,
     progress: Progress | None = None,
 ) -> Restored:
     """Given a backup's id, put it in the place of the live data, or into the directory `to`.
 
+    `only` one store, "database" or "chroma", is put back if it is named; the other stays as it is.
     Completes or undoes an interrupted restore first. Raise an OpsError, with the live data
-    untouched, if a process has it open, if the backup is damaged or lacks a store (unless
-    `database_only`, which leaves Chroma as it is), or if there is no room.
+    untouched, if a process has it open, if the backup is damaged or lacks a store, or if there is
+    no room.
     """
     started = time.monotonic()
+    if only and only not in swap.COPIES:
+        raise SettingsError(f"{only!r} is no store", f"one of {', '.join(swap.COPIES)}")
     backup = inventory.find(settings, backup_id)
     everywhere = swap.live(settings) if to is None else _inside(to.absolute(), settings)
-    chosen = _chosen(backup, everywhere, database_only=database_only, to=to)
+    chosen = _chosen(backup, everywhere, only, to)
     with contextlib.ExitStack() as stack:
         recovered = ""
         if to is None:
@@ -117,9 +127,12 @@ def run(
             raise
     remove = f"rm -r -- {shlex.join(map(str, kept))}" if kept else ""
     if recovered:
-        checks.append(
-            warn("restore.interrupted", recovered, "nescord-ops verify, once the bot runs again")
-        )
+        hint = "nescord-ops verify, once the bot runs again"
+        checks.append(warn("restore.interrupted", recovered, hint))
+    if only == "chroma" and to is None:
+        text = f"the notes stay; those since {show.moment(backup.taken_at)} have no vectors"
+        hint = "nescord-ops clean unsynced --apply: the bot adds them again"
+        checks.append(warn("restore.notes", text, hint))
     if kept and not dry_run:
         text = f"what was replaced lies in {' and '.join(map(str, kept))}"
         checks.append(ok("restore.kept", text, hint=f"when all is well: {remove}"))
@@ -158,12 +171,14 @@ def _inside(to: Path, settings: Settings) -> dict[str, Path]:
 
 
 def _chosen(
-    backup: Backup, everywhere: Mapping[str, Path], *, database_only: bool, to: Path | None
+    backup: Backup, everywhere: Mapping[str, Path], only: str, to: Path | None
 ) -> dict[str, Path]:
     """The places that the backup fills; raise BackupError if it would leave a live store behind."""
-    wanted = ("database",) if database_only else tuple(everywhere)
+    wanted = (only,) if only else tuple(everywhere)
     chosen = {name: everywhere[name] for name in wanted if name in backup.stores}
-    if "database" not in backup.stores and (to is None or not chosen):
+    if only == "chroma" and not chosen:
+        raise BackupError(f"{backup.id} holds no vectors", inventory.LIST_HINT)
+    if only != "chroma" and "database" not in backup.stores and (to is None or not chosen):
         hint = f"another backup, or what there is of it: nescord-ops restore {backup.id} --to DIR"
         raise BackupError(f"{backup.id} is not good: {backup.fault}", hint)
     if to is None and len(chosen) < len(wanted):
@@ -171,7 +186,7 @@ def _chosen(
             f"{backup.id} holds no vectors; with its notes and the vectors of now, search would "
             "find deleted notes and miss others",
             "a backup of both stores; or, for the notes alone, nescord-ops restore "
-            f"{backup.id} --database-only, and then nescord-ops verify",
+            f"{backup.id} --only database, and then nescord-ops verify",
         )
     return chosen
 

@@ -141,14 +141,14 @@ def unheld(swaps: Sequence[Swap]) -> Check:
 def declare(settings: Settings, swaps: Sequence[Swap], purpose: str) -> None:
     """Write the note of intent, whole or not at all. Raise OSError, with none left, if it fails.
 
-    `purpose` says what the swap is, as `restore of ID`. The last swap shares the file system of
-    the database.
+    `purpose` says what the swap is, as `restore of ID`.
     """
-    staging = swaps[-1].staged.parent
-    draft, note = staging / "intent", settings.database.parent / INTENT
+    note, hidden = settings.database.parent / INTENT, swaps[0].staged.parent.name
+    home = volume.private_directory(note.parent / hidden)
+    draft = home / "intent"
     document = {
         "purpose": purpose,
-        "stamp": staging.name.removeprefix(HIDDEN),
+        "stamp": hidden.removeprefix(HIDDEN),
         "places": {swap.name: str(swap.live) for swap in swaps},
     }
     with open(draft, "x", encoding="ascii", opener=volume.private) as file:
@@ -160,6 +160,9 @@ def declare(settings: Settings, swaps: Sequence[Swap], purpose: str) -> None:
     except BaseException:
         note.unlink(missing_ok=True)
         raise
+    finally:
+        with contextlib.suppress(OSError):  # unless the copy of the database lies there
+            home.rmdir()
 
 
 def finish(swaps: Sequence[Swap], note: Path | None) -> None:

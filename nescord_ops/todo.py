@@ -106,7 +106,10 @@ def _fixes(
                 "checks": names,
                 "since": since(first),
                 "seen": [(name, show.titled(failed[name].summary)) for name in names],
-                "commands": fix["commands"],
+                "plan": fix.get("plan") or "",
+                "steps": [
+                    (line.startswith("#"), line.removeprefix("# ")) for line in fix["commands"]
+                ],
             }
         )
     return [each for each in found if each["checks"]]

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import pwd
 import secrets
 import stat
 from collections.abc import Iterator
@@ -77,6 +78,14 @@ class Place(Result):
     def mode_text(self) -> str:
         """The permission bits as people write them: `755`."""
         return f"{stat.S_IMODE(self.mode):03o}"
+
+    @property
+    def owner(self) -> str:
+        """The owning user as people name it, `root`, or by number where it has no name."""
+        try:
+            return pwd.getpwuid(self.uid).pw_name
+        except KeyError:
+            return f"user {self.uid}"
 
 
 def place(path: Path) -> Place:

@@ -76,6 +76,7 @@ class Word:
 
     With `alone`, its bytes go back to the file system by themselves; those of rows and records do
     when the database is vacuumed. A word that is `named_only` is left alone unless it is named.
+    `done` says what its removal does.
     """
 
     one: str
@@ -84,6 +85,7 @@ class Word:
     stores: tuple[str, ...] = ()
     alone: bool = False
     named_only: bool = False
+    done: str = "removed"
 
 
 def _tally(rows: Iterable[tuple[Any, int | None]], targets: tuple[Any, ...] = ()) -> Waste:
@@ -163,6 +165,17 @@ def _stale(stores: Stores) -> Waste:
     compared = agreement.compare(stores) if stores.collection else ()
     ids = tuple(f"note_{note}" for note, is_old, _ in compared if is_old)
     return _tally(((id_, 0) for id_ in ids), ids)
+
+
+def _unsynced(stores: Stores) -> Waste:
+    """Notes that the bot believes synced, or has given up, and that Chroma does not have."""
+    if not (stores.collection and stores.has_sync):
+        return Waste()
+    rows = stores.connection.execute(
+        f"SELECT 'note_' || m.note_id FROM bot.sync_metadata m WHERE {agreement.UNSYNCED}",
+        (stores.collection.metadata_segment,),
+    ).fetchall()
+    return _tally(((id_, 0) for (id_,) in rows), tuple(id_ for (id_,) in rows))
 
 
 def set_pending(connection: sqlite3.Connection, ids: Iterable[str]) -> int:
@@ -283,5 +296,13 @@ WORDS = {
         _stale,
         ("chroma", "database"),
         named_only=True,
+    ),
+    "unsynced": Word(
+        "note without a vector that the bot no longer tries to add",
+        "notes without vectors that the bot no longer tries to add",
+        _unsynced,
+        ("database",),
+        named_only=True,
+        done="handed to the bot, which adds it when it starts:",
     ),
 }

@@ -506,6 +506,30 @@ def test_no_room_a_full_disk_and_a_read_only_volume_leave_the_live_data(
     refused(found, "read-only file system", "segments")
 
 
+@pytest.mark.usefixtures("unproven")
+def test_notes_without_vectors_are_handed_to_the_bot_when_they_are_named(
+    healthy: Settings,
+) -> None:
+    ids = [id_ for (id_,) in rows(healthy.database, "SELECT note_id FROM sync_metadata")][:4]
+    states = (("synced", 0), ("failed", 3), ("syncing", 0), ("pending", 0))
+    for id_, (status, tries) in zip(ids, states, strict=True):
+        values = f"sync_status = '{status}', retry_count = {tries}"
+        write(healthy.database, f"UPDATE sync_metadata SET {values} WHERE note_id = '{id_}'")
+        gone = f"DELETE FROM embeddings WHERE embedding_id = 'note_{id_}'"
+        write(healthy.chroma_dir / "chroma.sqlite3", gone)
+    store = tree(healthy.chroma_dir)
+    dry = by_name(clean.run(healthy))["clean.unsynced"]
+    assert (dry.status, dry.value) == (Status.WARN, 3)
+    result = clean.run(healthy, ["unsynced"], apply=True)
+    done = by_name(result)["clean.unsynced"]
+    assert done.summary.startswith("handed to the bot, which adds it when it starts: 3 notes")
+    pending = "SELECT note_id FROM sync_metadata WHERE sync_status = 'pending' AND retry_count = 0"
+    assert {id_ for (id_,) in rows(healthy.database, pending)} >= set(ids)
+    assert tree(healthy.chroma_dir) == store
+    assert by_name(verify.run(healthy))["stores.lost"].status is Status.OK
+    assert by_name(clean.run(healthy))["clean.unsynced"].status is Status.OK
+
+
 def test_a_word_that_is_none_is_refused_with_the_words_that_are(faulty: Settings) -> None:
     with pytest.raises(SettingsError, match="'vectors' is nothing to clean") as caught:
         clean.run(faulty, ["sync", "vectors"])

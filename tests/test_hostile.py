@@ -205,6 +205,10 @@ RECORDS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "no stores": ("evidence", lambda e: json.dumps({**e, "stores": 5})),
     "a strange store": ("evidence", lambda e: json.dumps({**e, "stores": ["../x"]})),
     "no moment": ("evidence", lambda e: json.dumps({**e, "proven_at": "yesterday"})),
+    "an empty moment": (
+        "evidence",
+        lambda e: json.dumps({**e, "drilled": {"at": "", "outcome": "failed", "reason": "x"}}),
+    ),
     "a moment before time": (
         "evidence",
         lambda e: json.dumps({**e, "proven_at": "0001-01-01T00:00:00+14:00"}),

@@ -174,7 +174,7 @@ def test_where_a_store_is_gone_the_cause_stands_alone_and_the_rest_is_behind_it(
     document = {**found.to_dict(), "name": "verify"}
     html = render.page(nbformat.v4.new_notebook(), document)
     above = html.partition('id="checks"')[0]
-    todo = above[above.index('class="todo"') : above.index("</ol>")]
+    todo = above[above.index('class="todo"') : above.rindex("</ol>")]
     assert "Your data is not safe: Chroma's store is not where the bot looks for it." in above
     assert "should be a directory and is missing" in todo
     assert "could not be looked at" not in todo
@@ -314,14 +314,16 @@ def test_the_fix_of_failed_checks_stands_once_as_lines_to_copy() -> None:
     lines = ["# stop the bot", "nescord-ops restore ID --to '<b>'", "# start it"]
     names = ["chroma.index", "chroma.vectors"]
     standing = {"proven_taken_at": "2026-11-19T12:00:00+00:00"}
-    data = {"fixes": [{"says": "the index is gone", "checks": names, "commands": lines}]}
+    fix = {"says": "the index is gone", "checks": names, "commands": lines}
+    data = {"fixes": [fix | {"plan": "Stop, put it back, start."}]}
     html = page(found, data=data | {"standing": standing}, changes=CHANGES | {"new": []})
     text = first_screen(html)
     assert text.count("nescord-ops restore ID --to '&lt;b&gt;'") == 1
-    assert '<code class="remark"># stop the bot</code>' in html
+    assert "<li>Stop the bot</li>" in html
+    assert "→ Stop, put it back, start." in text
     assert "Since 2026-11-20 03:00 UTC, 4 days ago ; seen by these 2 checks: gone" in text
     assert "When it is done, look again: nescord-ops verify" in text
-    assert "from before the failure; a drill restored it whole" in text
+    assert "taken before the failure; a drill restored it whole" in text
     alone = page([*found, fail("stores.lost", "3 notes", "do this")], data=data)
     assert "→ do this" in first_screen(alone)
     assert "Causes, and their fixes as commands:" in first_screen(alone)

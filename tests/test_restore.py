@@ -351,14 +351,45 @@ def test_notes_without_vectors_are_restored_only_when_asked_to(site: Site) -> No
         source.backup(copied)
         copied.close()
     alone = dataclasses.replace(site, backup=name)
-    assert "--database-only" in refused(alone, "holds no vectors").hint
+    assert "--only database" in refused(alone, "holds no vectors").hint
     before = live(found)
-    result = restore.run(found, name, database_only=True)
+    result = restore.run(found, name, only="database")
     assert result.placed == (found.database,)
     assert {n: d for n, d in before.items() if "chroma" in n} == {
         n: d for n, d in live(found).items() if "chroma" in n
     }
     assert "chromadb" not in {path.name for path in result.kept[0].iterdir()}
+
+
+@pytest.mark.usefixtures("unproven")
+def test_the_vectors_alone_are_restored_and_the_notes_stay(
+    site: Site, tiny: Callable[..., Path]
+) -> None:
+    found, before = site.settings, live(site.settings)
+    held = found.chroma_dir.rename(found.chroma_dir.with_name("held"))
+    place = tiny(found.app_dir / "elsewhere", "64m") / "chromadb"
+    shutil.copytree(held, place)
+    apart = dataclasses.replace(found, chroma_dir=place)
+    assert mount_of(place) != mount_of(found.database)
+    result = restore.run(apart, site.backup, only="chroma")
+    after = live(apart)
+    assert {n: d for n, d in after.items() if "chroma" not in n} == {
+        n: d for n, d in before.items() if "chroma" not in n
+    }
+    assert after != before
+    assert result.placed == (place,)
+    assert tree(result.kept[0] / "chromadb") == tree(held)
+    assert not [*found.database.parent.glob(".*"), *place.parent.glob(".*")]
+    (told,) = (check for check in result.checks if check.name == "restore.notes")
+    assert "clean unsynced --apply" in told.hint
+
+
+@pytest.mark.usefixtures("unproven")
+def test_a_backup_without_vectors_is_none_to_restore_them_from(site: Site) -> None:
+    name = "backup_20260101_000000_manual.db"
+    shutil.copyfile(site.settings.database, site.settings.backup_dir / name)
+    refused(dataclasses.replace(site, backup=name), "holds no vectors", only="chroma")
+    refused(site, "'vectors' is no store", only="vectors")
 
 
 def test_an_id_that_does_not_exist_or_is_a_path_is_refused(site: Site) -> None:
@@ -482,12 +513,13 @@ def in_child(work: Callable[[], object]) -> int:
 
 def check_after_kill(site: Site, old: Tree, new: Tree) -> str:
     """Recover, and return `old` or `new`: both stores are one of them, and nothing is left over."""
-    found = site.settings
+    found, whole = site.settings, new["nescordbot.db"] != old["nescordbot.db"]
+    replaced = {name: data for name, data in old.items() if whole or "chroma" in name}
     said = restore.recover(found)
     now = live(found)
     assert now in (old, new)
     kept = [path for path in found.database.parent.glob("replaced_*") if any(path.iterdir())]
-    assert [tree(path) for path in kept] == ([] if now == old else [old])
+    assert [tree(path) for path in kept] == ([] if now == old else [replaced])
     assert not list(found.database.parent.glob(".*"))
     assert ("undone" in said) <= (now == old)
     assert ("completed" in said) <= (now == new)
@@ -504,15 +536,19 @@ def outcome(base: Site, tmp_path_factory: pytest.TempPathFactory) -> Tree:
 
 
 @pytest.mark.usefixtures("unproven")
+@pytest.mark.parametrize(("only", "news"), [("", 10), ("chroma", 5)])
 def test_killed_at_every_step_of_the_swap_both_stores_are_old_or_new(
-    base: Site, outcome: Tree, tmp_path: Path
+    base: Site, outcome: Tree, tmp_path: Path, only: str, news: int
 ) -> None:
     """Before and after every rename, sync and removal, one after the other until none is left."""
     old = live(base.settings)
+    if only:
+        notes = {name: data for name, data in old.items() if "chroma" not in name}
+        outcome = {**{n: d for n, d in outcome.items() if "chroma" in n}, **notes}
     ends = []
     for deadly in itertools.count():
         site = copy_of(base, tmp_path / "app")
-        pid = in_child(lambda: kill_at(deadly, site))  # noqa: B023
+        pid = in_child(lambda: kill_at(deadly, site, only))  # noqa: B023
         _, status = os.waitpid(pid, 0)
         if os.WIFEXITED(status):
             assert os.WEXITSTATUS(status) == 0
@@ -521,10 +557,10 @@ def test_killed_at_every_step_of_the_swap_both_stores_are_old_or_new(
         shutil.rmtree(tmp_path / "app")
     assert ends == sorted(ends, reverse=True)  # "old" up to the note of intent, "new" after it
     assert ends.count("old") > 3
-    assert ends.count("new") > 10
+    assert ends.count("new") > news
 
 
-def kill_at(deadly: int, site: Site) -> None:
+def kill_at(deadly: int, site: Site, only: str) -> None:
     """Restore, and be killed before the step of that number."""
     steps = itertools.count()
 
@@ -541,7 +577,7 @@ def kill_at(deadly: int, site: Site) -> None:
     for name in ("sync", "sync_entry"):
         setattr(swap, name, lethal(getattr(swap, name)))
     swap.volume.remove_tree = lethal(swap.volume.remove_tree)  # type: ignore[assignment]
-    restore.run(site.settings, site.backup)
+    restore.run(site.settings, site.backup, only=only)
 
 
 @pytest.mark.usefixtures("unproven")

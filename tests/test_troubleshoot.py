@@ -102,7 +102,7 @@ def test_the_healthy_demo_has_no_cause_and_nothing_changes(demo: MakeDemo) -> No
 
 def test_what_is_wrong_with_the_data_comes_before_its_backups() -> None:
     found = (
-        Diagnosis(name, symptoms, "", Status.FAIL, score, (), (), ("fix",), "")
+        Diagnosis(name, symptoms, "", Status.FAIL, score, (), (), "", ("fix",), "")
         for name, symptoms, score in (("old", ("backup",), 9), ("torn", ("database",), 1))
     )
     ordered = ranked(found)
@@ -203,7 +203,7 @@ def test_a_poisoned_backup_is_not_what_vectors_are_restored_from(demo: MakeDemo)
     assert poisoned
     assert poisoned.good
     fix = "\n".join(run(made).diagnoses[0].commands)
-    assert f"restore {whole.id} --to" in fix
+    assert f"restore {whole.id} --only chroma" in fix
 
 
 def test_without_a_backup_of_ours_the_bots_own_whole_one_is_named(demo: MakeDemo) -> None:
