@@ -123,7 +123,7 @@ class Vectors(Result):
 def collections(connection: sqlite3.Connection) -> tuple[Collection, ...]:
     """Given a connection to a copy of `chroma.sqlite3`, return its collections by name.
 
-    Raise sqlite3.DatabaseError, or LookupError, if the tables or values are not as Chroma's are.
+    Raise sqlite3.DatabaseError if the tables or values are not as Chroma's are.
     """
     segments: dict[tuple[str, str], str] = {
         (collection, scope): _segment(id_)
@@ -137,7 +137,10 @@ def collections(connection: sqlite3.Connection) -> tuple[Collection, ...]:
     cursor = connection.cursor()
     cursor.row_factory = sqlite3.Row
     for row in cursor.execute("SELECT * FROM collections ORDER BY name"):
-        identity, name, dimension = row["id"], row["name"], row["dimension"]
+        try:
+            identity, name, dimension = row["id"], row["name"], row["dimension"]
+        except IndexError as error:
+            raise sqlite3.DatabaseError("collections has not the columns of Chroma's") from error
         if not (
             isinstance(identity, str)
             and isinstance(name, str)

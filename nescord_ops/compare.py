@@ -80,7 +80,7 @@ def changes(
     }
 
 
-def words(changes: Mapping[str, Any]) -> str:
+def words(changes: Mapping[str, Any]) -> show.Text:
     """Given what changed, return it as the end of a sentence; empty where nothing did."""
     said = []
     for names, one, many in (
@@ -90,10 +90,10 @@ def words(changes: Mapping[str, Any]) -> str:
     ):
         if names:
             said.append(f"{show.count(len(names), one, many)} ({_listed(names)})")
-    return ", ".join([*said, *_moved(changes["measures"])])
+    return show.Text(", ".join([*said, *_moved(changes["measures"])]))
 
 
-def line(pages: Iterable[tuple[str, str, str]]) -> str:
+def line(pages: Iterable[tuple[str, str, str]]) -> show.Text:
     """Given notebook, time of its previous run (ISO, or empty) and words, return one sentence.
 
     Where the previous runs differ in time, there is a sentence for each time.
@@ -107,7 +107,7 @@ def line(pages: Iterable[tuple[str, str, str]]) -> str:
     for previous in sorted(filter(None, by_time), reverse=True):
         time = show.moment(datetime.fromisoformat(previous))
         sentences.append(f"Since {time}: {'; '.join(by_time[previous]) or 'nothing changed'}.")
-    return " ".join(sentences) or "No earlier run to compare with."
+    return show.Text(" ".join(sentences) or "No earlier run to compare with.")
 
 
 def _earlier(
@@ -255,7 +255,7 @@ def _moved(measures: Iterable[Mapping[str, Any]]) -> list[str]:
         if before != now and each["unit"] != "days":
             by = each["now"] - each["before"]
             grown = show.quantity(abs(by), each["unit"])
-            said.append(f"{each['label']} {'+' if by > 0 else '−'}{grown!s} to {now!s}")
+            said.append(f"{each['label']} {'+' if by > 0 else '−'}{grown} to {now}")
     return said
 
 

@@ -353,7 +353,7 @@ def _journal(settings: Settings) -> Check:
     try:
         wal = database.read_header(settings.database).wal_mode
     except UnreadError as error:
-        return unknown(name, str(error), error.hint)
+        return unknown(name, f"{error}", error.hint)
     except VolumeError:
         return unknown(name, f"no database to look at in {settings.database.parent}", expected=True)
     if wal:

@@ -107,8 +107,8 @@ def read_twice(path: Path, read: Callable[[], _Read]) -> _Read:
 def refused(name: str, error: OpsError, hint: str) -> Check:
     """Given why a live file was refused, return that check: unknown if the machine kept it back."""
     if isinstance(error, UnreadError):
-        return unknown(name, str(error), error.hint)
-    return fail(name, str(error), hint)
+        return unknown(name, f"{error}", error.hint)
+    return fail(name, f"{error}", hint)
 
 
 def undone(name: str, text: str, error: OpsError | OSError, command: str) -> Check:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from nescord_ops.show import printable
+from nescord_ops.show import Text, printable
 
 _AGAIN = "run the cells above this one first: Run > Run All Above Selected Cell"
 _STOPPED = "run the cell again when you are ready; what it had begun was removed"
@@ -33,8 +33,16 @@ class OpsError(Exception):
     exit_code = 2
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(printable(message))
+        self.message = Text(message)
+        super().__init__(str(self.message))
         self.hint = printable(hint)
+
+    def __str__(self) -> str:
+        return str(self.message)
+
+    def __format__(self, spec: str) -> str:
+        """The message in a sentence, where its amounts keep their exact values."""
+        return format(self.message, spec)
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of a traceback: the message and the hint."""

@@ -65,7 +65,7 @@ def health(settings: Settings, now: datetime) -> Iterator[Check]:
     try:
         found = listing(settings, looking=True)
     except BackupError as error:
-        yield unknown("backups.age", str(error), error.hint)
+        yield unknown("backups.age", f"{error}", error.hint)
         return
     if found.problem:
         judged = unknown if found.unread else fail

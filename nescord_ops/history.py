@@ -23,13 +23,19 @@ from nescord_ops import database as databases
 from nescord_ops import memory
 from nescord_ops.checks import Status
 from nescord_ops.results import Result
-from nescord_ops.show import printable
+from nescord_ops.show import amounts, exactly, printable
 
 FILE_NAME = "history.sqlite3"
 APPLICATION_ID = 0x4E4F5053  # "NOPS", so that a file that is not ours is known
 SCHEMA_VERSION = 1
 LOCK_SECONDS = 30.0
 CHANGES = dict.fromkeys(("run", "name", "previous", "changed", "standing"), str)
+# The exact amounts in a sentence of a page, a line each; they are measurements as well.
+_AMOUNTS = """(
+    SELECT coalesce(group_concat(said, char(10)), '') FROM (
+      SELECT iif(value = CAST(value AS INTEGER), CAST(value AS INTEGER), value) || ' ' || unit
+        AS said FROM measurements m WHERE m.run = p.run AND m.name = p.name
+        AND m.key BETWEEN '{0}.' AND '{0}/' ORDER BY m.key))"""
 UNITS = ("bytes", "seconds", "days", "months", "usd", "percent", "gb")
 _Made = TypeVar("_Made")
 _log = logging.getLogger(__name__)
@@ -100,9 +106,10 @@ def runs(reports_dir: Path, *, since: datetime | None = None) -> list[RunRow]:
     asked = {"since": "" if since is None else iso(since)}
     found: dict[str, list[PageRow]] = {}
     volumes: dict[str, str] = {}
-    query = """
-        SELECT p.run, p.volume, p.name, p.status, p.headline, coalesce(c.previous, ''),
-          coalesce(c.changed, ''), coalesce(c.standing, '{}')
+    query = f"""
+        SELECT p.run, p.volume, p.name, p.status, p.headline, coalesce(c.changed, ''),
+          {_AMOUNTS.format("headline")}, {_AMOUNTS.format("changed")},
+          coalesce(c.previous, ''), coalesce(c.standing, '{{}}')
         FROM pages p JOIN runs r ON r.stamp = p.run
         LEFT JOIN changes c ON c.run = p.run AND c.name = p.name
         WHERE r.generated_at >= :since ORDER BY p.rowid
@@ -130,13 +137,13 @@ def made(make: Callable[..., _Made], rows: Iterable[tuple[Any, ...]]) -> Iterato
 
 
 def _page(stamp: str, volume: str, name: str, status: str, *rest: Any) -> tuple[str, str, PageRow]:
-    *texts, standing = rest
-    if not all(isinstance(text, str) for text in (stamp, volume, *texts)):
+    if not all(isinstance(text, str) for text in (stamp, volume, *rest)):
         raise TypeError
-    headline, previous, changed = map(printable, texts)
+    headline, changed, *amounts, previous, standing = rest
+    told = [exactly(*each) for each in zip((headline, changed), amounts, strict=True)]
     if previous:
         _moment(previous)
-    seen = (printable(name), Status(status).value, headline, previous, changed)
+    seen = (printable(name), Status(status).value, told[0], previous, told[1])
     return stamp, printable(volume), PageRow(*seen, standing != "{}", _since(standing))
 
 
@@ -253,13 +260,6 @@ def select(
         return []
 
 
-def import_database() -> Any:
-    """Return sqlite_utils.Database, imported without pandas: 0.3 s and 45 MB for unused types."""
-    with memory.without("pandas", "numpy"):
-        from sqlite_utils import Database
-    return Database
-
-
 def is_number(value: object) -> bool:
     """Whether a value of unknown origin can be drawn and compared."""
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -271,7 +271,7 @@ def _write(file: Path, run: RunRow, documents: Sequence[Mapping[str, Any]]) -> N
     """Write one run. Its row in `runs` comes last: without that row nothing of it is seen."""
     if file.is_symlink():
         raise _foreign()
-    Database = import_database()  # noqa: N806
+    Database = memory.import_database()  # noqa: N806
     at = iso(run.generated_at)
     found = [volume_of(document["settings"]) for document in documents]
     # A notebook that broke off names no volume; the others of its run do.
@@ -295,6 +295,11 @@ def _write(file: Path, run: RunRow, documents: Sequence[Mapping[str, Any]]) -> N
                 },
                 replace=True,
             )
+            exact = [
+                (f"{field}.{number:03}", amount)
+                for field in ("headline", "changed")
+                for number, amount in enumerate(amounts(getattr(page, field)))
+            ]
             standing = _standing(document.get("changes"), at)
             if standing is not None:
                 database["changes"].insert(
@@ -318,7 +323,7 @@ def _write(file: Path, run: RunRow, documents: Sequence[Mapping[str, Any]]) -> N
                         "value": float(value),
                         "unit": unit,
                     }
-                    for key, (value, unit) in measurements(document).items()
+                    for key, (value, unit) in (*measurements(document).items(), *exact)
                 ),
                 replace=True,
             )
@@ -353,11 +358,8 @@ def _prepare(database: Any) -> None:
         raise _foreign()
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    database["runs"].create(
-        {"stamp": str, "generated_at": str, "status": str, "demo": int},
-        pk="stamp",
-        if_not_exists=True,
-    )
+    columns = {"stamp": str, "generated_at": str, "status": str, "demo": int}
+    database["runs"].create(columns, pk="stamp", if_not_exists=True)
     database["pages"].create(
         {
             "run": str,

@@ -10,6 +10,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from nescord_ops.errors import CaptureError
 
@@ -39,6 +40,13 @@ def without(*names: str) -> Iterator[None]:
     finally:
         for name in hidden:
             sys.modules.pop(name, None)  # an interrupt may come before it is there
+
+
+def import_database() -> Any:
+    """Return sqlite_utils.Database, imported without pandas: 0.3 s and 45 MB for unused types."""
+    with without("pandas", "numpy"):
+        from sqlite_utils import Database
+    return Database
 
 
 def refuse_few_addresses() -> None:

@@ -236,7 +236,7 @@ def _looked(
                 yield from proof.prove(settings, backup, inventory.laid_out(backup, tree, 0.0))
         source.finish()
     except DamagedError as error:
-        yield fail("offsite.stream", str(error), error.hint)
+        yield fail("offsite.stream", f"{error}", error.hint)
     else:
         text = f"all {show.size(copy.stream_bytes)} are as they were pushed"
         yield ok("offsite.stream", text, value=copy.stream_bytes, unit="bytes")

@@ -126,7 +126,7 @@ def access(settings: Settings) -> Iterator[Check]:
             volume.probe_write(path)
         except VolumeError as error:
             hint = f"on Railway set RAILWAY_RUN_UID=0; elsewhere: chmod u+rwx {path}"
-            yield fail(f"access.{name}_write", str(error), hint)
+            yield fail(f"access.{name}_write", f"{error}", hint)
         else:
             text = f"a probe was written to {path}, synced, read and removed"
             yield ok(f"access.{name}_write", text)
@@ -157,7 +157,7 @@ def room(settings: Settings, known: volume.Space | None = None) -> Check:
     try:
         room = known or volume.space(settings.database.parent)
     except VolumeError as error:
-        return unknown("access.space", str(error), error.hint)
+        return unknown("access.space", f"{error}", error.hint)
     details = {"value": room.free_bytes, "unit": "bytes", "limit": FREE_FAIL_BYTES}
     share = room.free_bytes / room.total_bytes if room.total_bytes else 0.0
     text = f"{show.size(room.free_bytes)} free of {show.size(room.total_bytes)} ({share:.0%})"

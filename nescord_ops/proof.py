@@ -200,9 +200,9 @@ def _check_bot(settings: Settings, backup: Backup, say: Progress) -> Check:
             copy = inventory.materialise(settings, backup.id, root / "copy")
             seen = verify.examine(copy, settings)
     except BackupError as error:
-        return fail(name, str(error), error.hint)
+        return fail(name, f"{error}", error.hint)
     except OpsError as error:
-        return unknown(name, str(error), error.hint)
+        return unknown(name, f"{error}", error.hint)
     if kept := unread(seen):
         return unknown(name, f"{kept.name}: {kept.summary}", kept.hint)
     bad = damage(seen, set(BOTH) - {*backup.stores})
@@ -267,7 +267,7 @@ def _restored(settings: Settings, backup: Backup, say: Progress) -> Iterator[Che
             yield from prove(settings, backup, copy)
     except OpsError as error:
         damaged = isinstance(error, BackupError) or error.hint == CHECK_HINT
-        yield (fail if damaged else unknown)("drill.restore", str(error), error.hint)
+        yield (fail if damaged else unknown)("drill.restore", f"{error}", error.hint)
     except OSError as error:
         yield unknown("drill.restore", f"could not be tried: {error}", "free scratch space: TMPDIR")
 
@@ -340,7 +340,7 @@ def _queue(copy: Snapshot, settings: Settings) -> list[Check]:
     """Read every vector that waits in Chroma's queue; those in the index files have their check."""
     if not copy.chroma:
         return []
-    with contextlib.suppress(sqlite3.DatabaseError, LookupError), join(copy, settings) as stores:
+    with contextlib.suppress(sqlite3.DatabaseError), join(copy, settings) as stores:
         return [*_queued(stores)]
     return []  # examine said what is wrong
 

@@ -119,11 +119,7 @@ def publish(
         keeping = {stamp, *(others if keep is None else others[: keep - 1])}
         oldest = min(began - timedelta(days=index.TREND_DAYS), *map(_second, keeping))
         known = [
-            _exactly(row, rows)
-            if row.stamp == stamp
-            else _whole(target, row)
-            if row.stamp in keeping
-            else row
+            _whole(target, row) if row.stamp in keeping - {stamp} else row
             for row in history.runs(target, since=oldest)
         ]
         new, run_page = building / ".index", building / "index.html"
@@ -161,13 +157,6 @@ def _is_run(name: str) -> bool:
         return bool(STAMP.fullmatch(name) and _second(name))
     except ValueError:
         return False
-
-
-def _exactly(run: history.RunRow, made: Sequence[history.PageRow]) -> history.RunRow:
-    """The run as recorded, with the exact values of its headlines, which the history has not."""
-    said = {row.name: row.headline for row in made}
-    pages = (dataclasses.replace(p, headline=said.get(p.name, p.headline)) for p in run.pages)
-    return dataclasses.replace(run, pages=tuple(pages))
 
 
 def _whole(target: Path, row: history.RunRow) -> history.RunRow:

@@ -21,7 +21,6 @@ from nescord_ops import (
     __version__,
     checks,
     compare,
-    history,
     memory,
     publish,
     render,
@@ -323,7 +322,7 @@ def _at_once() -> int:
 
 def _import_the_rest() -> None:
     """Import what the end needs while the kernels start: 0.8 s of imports cost nothing here."""
-    history.import_database()
+    memory.import_database()
     render.warm_up()
     memory.trim()
 

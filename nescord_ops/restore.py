@@ -123,7 +123,7 @@ def run(
                 checks += proofs
         except OpsError as error:
             if recovered:
-                error.args = (f"{recovered}. Then: {error}",)
+                error.message = show.Text(f"{recovered}. Then: {error}")
             raise
     remove = f"rm -r -- {shlex.join(map(str, kept))}" if kept else ""
     if recovered:

@@ -48,6 +48,24 @@ def _marked(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def amounts(text: str) -> list[tuple[int | float, str]]:
+    """The exact amounts in a sentence, each with its unit, in their order."""
+    return [(_number(seen), seen[2]) for seen in _MARK.finditer(f"{text}")]
+
+
+def exactly(text: str, amounts: str) -> Text:
+    """Given a sentence without its exact values and a line for each of them, return it with them.
+
+    A value that the sentence does not show in its place is left out.
+    """
+    said = ""
+    for line in amounts.splitlines():
+        if seen := _MARK.fullmatch(f"\x0e{line}\x0f"):
+            before, short, after = text.partition(_short(seen))
+            said, text = (f"{said}{before}{seen[0]}", after) if short else (said, text)
+    return Text(said + text)
+
+
 class Text(str):
     """A sentence as `printable` returns it; it keeps its exact values in f-strings and in HTML."""
 
@@ -81,8 +99,11 @@ def _exactly(value: int | float, unit: str, text: str) -> Amount:
 
 def _amount(seen: re.Match[str]) -> Amount:
     """The amount that a mark is a mark of."""
-    value = int(seen[1]) if seen[1].lstrip("-").isdecimal() else float(seen[1])
-    return {"bytes": size, "USD": dollars, "s": span}[seen[2]](value)
+    return {"bytes": size, "USD": dollars, "s": span}[seen[2]](_number(seen))
+
+
+def _number(seen: re.Match[str]) -> int | float:
+    return int(seen[1]) if seen[1].lstrip("-").isdecimal() else float(seen[1])
 
 
 def _short(seen: re.Match[str]) -> str:

@@ -129,7 +129,7 @@ def _seen(settings: Settings, depth: str, now: datetime | None, say: Progress) -
             say("looking at the copy")
             yield from verify.examine(snapshot, settings)
     except CaptureError as error:
-        yield unknown("capture.moment", str(error), error.hint)
+        yield unknown("capture.moment", f"{error}", error.hint)
 
 
 def _of_logs(log: logs.Log, named: bool) -> Iterator[Check]:

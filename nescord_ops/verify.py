@@ -106,7 +106,7 @@ def run(
                 lock_seconds=snapshot.lock_seconds,
             )
     except CaptureError as error:
-        checks.append(unknown("capture.moment", str(error), error.hint))
+        checks.append(unknown("capture.moment", f"{error}", error.hint))
         checks += _not_reached(checks)
     return _verification(settings, checks, "full", standing)
 
@@ -196,7 +196,7 @@ def _examined(
                 found += guarded(
                     "chroma.roundtrip", lambda: client.round_trip(joined, sound=not suspected)
                 )
-    except (sqlite3.DatabaseError, LookupError) as error:
+    except sqlite3.DatabaseError as error:
         if database.of_the_machine(error):
             text = f"could not be read: {error}"
             found.append(unknown("chroma.collection", text, database.MACHINE_HINT))
@@ -234,7 +234,7 @@ def glance(snapshot: Snapshot, settings: Settings) -> tuple[Check, ...]:
             with stores.join(snapshot, settings) as joined:
                 for name, part in parts.items():
                     found += guarded(name, lambda part=part: part(joined))  # type: ignore[misc]
-        except (sqlite3.DatabaseError, LookupError) as error:
+        except sqlite3.DatabaseError as error:
             if database.of_the_machine(error):
                 raise CaptureError(f"the copy: {error}", database.MACHINE_HINT) from error
             text = f"the store cannot be read: {error}"

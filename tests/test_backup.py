@@ -230,6 +230,18 @@ def tearing(monkeypatch: pytest.MonkeyPatch, *files: str) -> None:
     monkeypatch.setattr(backup, "capture", torn)
 
 
+def test_a_store_with_other_columns_than_chromas_is_backed_up_and_said_to_be_odd(
+    demo: MakeDemo,
+) -> None:
+    found = load(app_dir=demo().app_dir)
+    with contextlib.closing(sqlite3.connect(found.chroma_dir / "chroma.sqlite3")) as db:
+        db.execute("ALTER TABLE collections RENAME COLUMN dimension TO of_tomorrow")
+        db.commit()
+    made = backup.create(found)
+    assert made.status is Status.FAIL
+    assert any("has not the columns of Chroma's" in check.summary for check in made.checks)
+
+
 def test_a_torn_capture_is_taken_again(live: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is torn in one copy only is never stored; copies torn in different ways are refused."""
     chroma_build.run(live.chroma_dir, "persist")

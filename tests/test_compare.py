@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from test_schedule import put
 
-from nescord_ops import checks, cli, compare, history, publish
+from nescord_ops import checks, cli, compare, history, publish, show
 from nescord_ops.checks import Check, Status, fail, ok, unknown, warn
 
 NOW = datetime(2026, 11, 1, 3, 15, tzinfo=UTC)
@@ -202,7 +202,8 @@ def test_growth_and_cost_are_told_with_their_units(tmp_path: Path) -> None:
     cost = compare.words(run(tmp_path, 1, GOOD, name="cost", usd_per_month=0.0512))
     assert cost == "cost a month +$0.01 to $0.05"
     told = compare.line([("capacity", at(0), capacity), ("cost", at(0), cost)])
-    assert told == f"Since 2026-11-01 03:15 UTC: capacity: {capacity}; cost: {cost}."
+    assert told == f"Since 2026-11-01 03:15 UTC: capacity: {capacity!s}; cost: {cost!s}."
+    assert 'title="1,200,000 bytes"' in show.titled(f"{told}")
     assert compare.line([("capacity", at(0), "")]).endswith("UTC: nothing changed.")
 
 

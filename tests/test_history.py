@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import logging
 import math
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from nescord_ops import history
+from nescord_ops import history, show
 from nescord_ops.history import PageRow, RunRow
 
 NOW = datetime(2026, 11, 23, 22, 0, tzinfo=UTC)
@@ -52,6 +53,25 @@ def test_what_is_recorded_comes_back_newest_first(tmp_path: Path) -> None:
     assert history.series(tmp_path, "used_bytes") == grown
     assert history.series(tmp_path, "used_bytes", name="capacity") == grown
     assert history.series(tmp_path, "used_bytes", name="cost") == []
+
+
+def test_the_amounts_in_a_headline_keep_their_exact_values(tmp_path: Path) -> None:
+    sizes = f"{show.size(1_234_567)} of {show.size(1_200_000)}, {show.dollars(0.0312)} a month"
+    row, facts = run_row(), {**document(), "changes": {"since": {}, "unseen": {}}}
+    page = dataclasses.replace(row.pages[0], headline=show.Text(sizes), changed=show.Text(sizes))
+    history.record(tmp_path, dataclasses.replace(row, pages=(page,)), [facts])
+    ((kept,),) = (run.pages for run in history.runs(tmp_path))
+    assert kept.headline == "1.23 MB of 1.2 MB, $0.03 a month"
+    exact = ("1,234,567 bytes", "1,200,000 bytes", "0.0312 USD")
+    for text in (kept.headline, kept.changed):
+        assert all(f'title="{value}"' in show.titled(f"{text}") for value in exact)
+    assert history.points(tmp_path, "capacity", "used_bytes", "/volume/bot.db", row.generated_at)
+    with contextlib.closing(sqlite3.connect(tmp_path / history.FILE_NAME)) as db:
+        db.execute("UPDATE measurements SET unit = 'miles' WHERE key = 'headline.000'")
+        db.execute("UPDATE measurements SET value = 5 WHERE key = 'headline.001'")
+        db.commit()
+    ((kept,),) = (run.pages for run in history.runs(tmp_path))
+    assert show.titled(f"{kept.headline}").count("title=") == 1, "what does not fit is left out"
 
 
 def test_measurements_are_the_numbers_of_checks_and_data_with_their_units() -> None:

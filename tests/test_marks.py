@@ -76,7 +76,8 @@ def test_no_error_or_message_or_fleet_holds_a_mark() -> None:
     lost = member.lost("name", SIZES, SIZES)
     refused = errors.ChecksFailed(SIZES, SIZES)
     told = notify.of_error(error)
-    texts = [f"{error}", *error._render_traceback_(), f"{refused}", refused.hint]
+    texts = [str(error), *error._render_traceback_(), str(refused), refused.hint]
     texts += [f"{told.verdict}", told.body(), json.dumps(checks.plain(lost))]
     assert [text for text in texts if MARK.search(text.encode())] == []
+    assert 'title="12,345,678 bytes"' in show.titled(checks.unknown("a", f"{error}").summary)
     assert all("12.3 MB for $1.50, 2 h ago" in text for text in texts[:1])

@@ -38,10 +38,10 @@ PUBLISHER = """
 import json, os, random, signal, sys, time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from nescord_ops import history, publish, render
+from nescord_ops import memory, publish, render
 from nescord_ops.checks import Status
 out, rounds = Path(sys.argv[1]), int(sys.argv[2])
-history.import_database(), render.warm_up()
+memory.import_database(), render.warm_up()
 document = {"settings": {}, "checks": [], "data": {}}
 
 def run(number):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from conftest import MakeDemo
 from test_compare import BAD, GOOD, run
+from test_troubleshoot import shell
 
 from nescord_ops import history, notify, report, settings, succession
 from nescord_ops.checks import fail
@@ -44,7 +44,7 @@ def test_a_wrong_url_and_its_repair_are_two_events_of_one_volume(
     assert "last healthy run" in text
 
     fix = json.loads(broken.pages[0].json.read_text())["data"]["fixes"][0]["commands"]
-    subprocess.run(["bash", "-ec", "\n".join(fix)], check=True)
+    shell(fix, tmp_path / "bin")
     apart = look(1, other.app_dir)
     assert apart.pages[0].changes["previous"] is None, "another volume"
     mended = look(0)

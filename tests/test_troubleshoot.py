@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def run(demo: Demo, **options: object) -> Troubleshooting:
     return troubleshoot.run(settings.load(app_dir=demo.app_dir), **options)  # type: ignore[arg-type]
 
 
-def shell(commands: tuple[str, ...], place: Path) -> None:
+def shell(commands: Iterable[str], place: Path) -> None:
     """Run a fix as it is written, in a shell where nescord-ops is this checkout's."""
     place.mkdir(exist_ok=True)
     tool = place / "nescord-ops"
