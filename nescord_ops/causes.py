@@ -184,7 +184,7 @@ CAUSES = (
     ),
     Cause(
         "index-lost", ("vectors", "unsearchable"),
-        "the directory of the vectors is gone: documents are counted and not found",
+        "the directory of the vectors is gone: search finds nothing",
         (Sign("chroma.index", 8, "is gone"), Sign("chroma.vectors", 1), Sign("chroma.sequence", 1)),
         {"index": 1}, _VECTORS,
     ),

@@ -231,7 +231,7 @@ _DANGERS = (
     ("access.chroma access.volume", "", "the bot cannot write to it"),
     ("location.volume location.database location.chroma", "",
      "it lies where a deploy may delete it"),
-    ("location.", "", "the bot opens another file than DATABASE_URL is meant to name"),
+    ("location.", "", "DATABASE_URL leads the bot to the wrong file"),
     ("access.space", "", "the volume is full"),
     ("backups.", "", "it has no good and recent backup"),
 )  # fmt: skip
@@ -248,12 +248,14 @@ def _danger(checks: Iterable[Check]) -> str:
 
 
 def _notes_whole(checks: Iterable[Check], name: str, status: Status) -> str:
-    """That the notes are there and whole although something fails, where that was seen."""
+    """Whether the notes are there and whole although something fails, where that was seen."""
     if name != "verify" or status is not Status.FAIL:
         return ""
     found = {check.name: check.status for check in checks}
     bad = [n for n, seen in found.items() if n.startswith("database.") and seen is Status.FAIL]
     whole = found.get("database.integrity") is Status.OK and not bad
+    if found.get("database.integrity") is Status.FAIL:
+        return " Some notes may be damaged."
     return " The notes themselves are whole." if whole else ""
 
 

@@ -90,7 +90,7 @@ def _failed(facts: _Facts) -> Number:
     blind = len(statuses) - len(made)
     note = f"of {len(made):,} made"
     if blind:
-        note += f"; {blind:,} could not be"
+        note += f"; {blind:,} could not be made"
     if facts.unseen:
         note += f"; {facts.unseen:,} that failed not looked at again"
     failed = made.count(Status.FAIL)
@@ -296,7 +296,10 @@ _NUMBERS: dict[str, tuple[Callable[[_Facts], Number], ...]] = {
 # What to type when nothing is wrong: a remark and a command.
 _NIGHTLY = "backup create --keep 5 --drill"
 _NEXT = {
-    "verify": ("Keep it so: a new backup every night, proven, and the five newest kept.", _NIGHTLY),
+    "verify": (
+        "To keep it so, every night: a backup, proven, and the five newest kept.",
+        _NIGHTLY,
+    ),
     "capacity": ("What could be given back; this writes nothing:", "clean"),
     "cost": ("What fills the volume that is paid for:", "capacity"),
     "backup": ("Every night: take one, prove it, and keep the five newest.", _NIGHTLY),

@@ -22,15 +22,19 @@ _LINE = "\0"  # between lines: no path has it
 _NO_BACKUP = "# there is no backup to restore: look for one among Railway's own, in its dashboard"
 # What a fix comes to, by a line that only this fix has.
 _PLANS = {
-    "{restore}": "Stop the bot, put {newest} back, start the bot. Nothing is deleted: what is"
-    " there now, with notes written since, stays in a directory replaced_…",
+    "{restore}": "Stop the bot, put {newest} back, start the bot. Notes written since are not in"
+    " it. Nothing is deleted: what is there now stays beside it, in a directory replaced_…",
     "{restore_vectors}": "Stop the bot, bring the vectors back from {whole}, mark the notes"
     " written since for the bot to add, start the bot. The notes stay as they are.",
     "{move_database}": "Stop the bot, back up, move the database to where DATABASE_URL was meant"
     " to put it, correct DATABASE_URL, start the bot.",
     "{move_stores}": "Back up onto the volume, correct the settings, redeploy, and restore there"
     " what you have backed up.",
-    "chmod u+rwx -- {data} {chroma}": "Let the bot's user write to its directories again.",
+    "{tool} backup create --drill": "Take a backup now, and prove it by a trial restore. The bot"
+    " may go on running.",
+    "chmod u+rwx -- {data} {chroma}": "Give the owner of its directories the right to"
+    " write. If the bot runs as another user, give them to that one with chown. The bot may go on"
+    " running.",
     "chmod o-w -- {data} {chroma}": "Let nobody but the bot's user write to its directories.",
 }
 
@@ -116,8 +120,12 @@ def _restore_vectors(tool: str, backup: Backup | None) -> Iterable[str]:
     """Put back the vectors of a backup and leave the notes, which are newer, as they are."""
     if backup is None:
         return [_NO_BACKUP]
-    restore = f"{tool} restore {shlex.quote(backup.id)} --only chroma"
-    return [restore, f"{tool} clean unsynced --apply"]
+    return [
+        "# bring the vectors back; what is there now is kept in replaced_…:",
+        f"{tool} restore {shlex.quote(backup.id)} --only chroma",
+        "# have the bot add the notes written since; nothing is removed:",
+        f"{tool} clean unsynced --apply",
+    ]
 
 
 def _set(settings: Settings, name: str, value: str) -> str:
@@ -145,6 +153,7 @@ def _move_database(settings: Settings, names: Mapping[str, str]) -> Iterable[str
         yield from _carry(settings, names, [url])
         return
     yield names["stop"]
+    yield "# back up the database that the bot uses now:"
     yield f"{names['tool']} backup create"
     if not target.parent.is_dir():
         yield f"mkdir -p {shlex.quote(str(target.parent))}"
@@ -156,12 +165,15 @@ def _move_database(settings: Settings, names: Mapping[str, str]) -> Iterable[str
             yield shlex.join(["mv", "-T", "--", str(to), f"{to}.earlier"])
     # the bot may leave its newest notes in a -wal that is not there yet
     old, new = shlex.quote(str(source)), shlex.quote(str(target))
+    yield f"# move it to {target}, where nothing is now:"
     if source.name == target.name:
         yield f"mv -n -- {old}* {shlex.quote(f'{target.parent}/')}"
     else:
         words = " ".join(suffix or '""' for suffix in _SUFFIXES)
         move = f'mv -T -- {old}"$s" {new}"$s"'
         yield f'for s in {words}; do if [ -e {old}"$s" ]; then {move}; fi; done'
+    if not url.startswith("#"):
+        yield f"# write DATABASE_URL with its four slashes, {SQLITE_PREFIX}{target}:"
     yield url
     yield names["start"]
 

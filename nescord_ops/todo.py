@@ -107,12 +107,26 @@ def _fixes(
                 "since": since(first),
                 "seen": [(name, show.titled(failed[name].summary)) for name in names],
                 "plan": fix.get("plan") or "",
-                "steps": [
-                    (line.startswith("#"), line.removeprefix("# ")) for line in fix["commands"]
-                ],
+                "steps": _steps(fix["commands"]),
             }
         )
     return [each for each in found if each["checks"]]
+
+
+def _steps(lines: Iterable[str]) -> list[dict[str, str]]:
+    """The lines of a fix as steps: what a person does, or a command and what it is for.
+
+    A remark that ends in a colon says what the next command is for.
+    """
+    steps, said = [], ""
+    for line in lines:
+        remark = line.removeprefix("# ") if line.startswith("#") else ""
+        if remark.endswith(":"):
+            said = f"{said} {remark}".strip()
+            continue
+        steps.append({"says": remark or said, "command": "" if remark else line})
+        said = ""
+    return [*steps, *([{"says": said, "command": ""}] if said else [])]
 
 
 def rows(seen: Sequence[Check], tool: str) -> str:
@@ -126,7 +140,7 @@ def _behind(level: Status, number: int) -> str:
     """The title of what is folded behind the failures."""
     if level is Status.WARN:
         return show.count(number, "warning")
-    return f"{show.count(number, 'check')} that could not be made; look at the cause above first"
+    return f"{show.count(number, 'check')} could not be made; mend what is above first"
 
 
 def since(text: object) -> str:

@@ -178,7 +178,7 @@ def test_where_a_store_is_gone_the_cause_stands_alone_and_the_rest_is_behind_it(
     assert "Your data is not safe: Chroma's store is not where the bot looks for it." in above
     assert "should be a directory and is missing" in todo
     assert "could not be looked at" not in todo
-    assert re.search(r"<summary>\d\d checks that could not be made", above)
+    assert re.search(r"<summary>\d\d checks could not be made", above)
     assert above.count("could not be looked at") == 1, "one line, with the names in it"
     assert f"nescord-ops --app-dir {made.app_dir} verify</code>" in above
 
@@ -202,7 +202,7 @@ def test_the_three_numbers_of_verify() -> None:
     three = firstscreen.numbers("verify", {"standing": standing}, found, NOW)
     assert [number.text for number in three] == ["1", "3 h ago", "214"]
     assert [str(number.status) for number in three] == ["fail", "ok", "ok"]
-    assert three[0].note == "of 3 made; 1 could not be"
+    assert three[0].note == "of 3 made; 1 could not be made"
     standing["proven_taken_at"] = None
     proven = firstscreen.numbers("verify", {"standing": standing}, found, NOW)[1]
     assert (proven.text, proven.status) == ("none", "warn")
@@ -267,7 +267,7 @@ def test_since_when_and_what_changed_stand_on_the_page() -> None:
         ("chroma.index", "vectors are lost or damaged"),
         (
             "location.url backups.age",
-            "the bot opens another file than DATABASE_URL is meant to name",
+            "DATABASE_URL leads the bot to the wrong file",
         ),
         ("location.url location.database", "it lies where a deploy may delete it"),
         ("location.volume access.chroma_write", "the bot cannot write to it"),
@@ -305,7 +305,7 @@ def test_a_warning_that_asks_for_nothing_leads_nowhere() -> None:
     other = warn("database.wal", "24 MB wait", "start the bot")
     above = page([nothing]).partition("All 1 checks")[0]
     assert "troubleshoot" not in above
-    assert "Keep it so" in above
+    assert "To keep it so" in above
     assert "troubleshoot" in page([nothing, other]).partition("All 2 checks")[0]
 
 
