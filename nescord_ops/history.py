@@ -158,7 +158,10 @@ def _measured(at: str, value: float) -> tuple[datetime, float]:
 
 
 def _moment(at: str) -> datetime:
-    return datetime.fromisoformat(at).astimezone(UTC)
+    when = datetime.fromisoformat(at).astimezone(UTC)
+    if not 3 <= when.year < datetime.max.year:  # the calendar looks back, and a month ahead
+        raise ValueError(at)
+    return when
 
 
 def points(
@@ -226,10 +229,10 @@ def measurements(document: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
     for key, value in document["data"].items():
         if is_number(value):
             unit = key.rpartition("_")[2]
-            found[key] = (value, unit if unit in UNITS else "")
+            found[printable(key)] = (value, unit if unit in UNITS else "")
     for check in document["checks"]:
         if is_number(check.get("value")):
-            found[check["name"]] = (check["value"], check.get("unit") or "")
+            found[printable(check["name"])] = (check["value"], printable(check.get("unit") or ""))
     return found
 
 
@@ -312,17 +315,10 @@ def _write(file: Path, run: RunRow, documents: Sequence[Mapping[str, Any]]) -> N
                     },
                     replace=True,
                 )
+            common = {"run": run.stamp, "generated_at": at, "volume": volume, "name": page.name}
             database["measurements"].insert_all(
                 (
-                    {
-                        "run": run.stamp,
-                        "generated_at": at,
-                        "volume": volume,
-                        "name": page.name,
-                        "key": key,
-                        "value": float(value),
-                        "unit": unit,
-                    }
+                    {**common, "key": key, "value": float(value), "unit": unit}
                     for key, (value, unit) in (*measurements(document).items(), *exact)
                 ),
                 replace=True,
