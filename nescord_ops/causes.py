@@ -141,7 +141,7 @@ CAUSES = (
     Cause(
         "no-permission", ("permission", "mount", "database"),
         "the bot cannot write to its directories",
-        (Sign("access.volume", 4, "cannot write"), Sign("access.chroma", 4, "cannot write"),
+        (Sign("access.volume", 4, "forbids writing"), Sign("access.chroma", 4, "forbids writing"),
          Sign("access.volume_write", 4), Sign("access.chroma_write", 4),
          Sign("location.volume", 3, "read-only")),
         {"read_only": 3, "denied": 3, "cannot_open": 1},

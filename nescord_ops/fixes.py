@@ -32,8 +32,7 @@ _PLANS = {
     " what you have backed up.",
     "{tool} backup create --drill": "Take a backup now, and prove it by a trial restore. The bot"
     " may go on running.",
-    "chmod u+rwx -- {data} {chroma}": "Give the owner of its directories the right to"
-    " write. If the bot runs as another user, give them to that one with chown. The bot may go on"
+    "chmod u+rwx -- {data} {chroma}": "Allow writing to its directories again. The bot may go on"
     " running.",
     "chmod o-w -- {data} {chroma}": "Let nobody but the bot's user write to its directories.",
 }

@@ -145,7 +145,7 @@ def mode(name: str, seen: volume.Place) -> Check:
     text = f"{seen.path} is mode {seen.mode_text}, owner {seen.owner}"
     if seen.mode & stat.S_IRWXU != stat.S_IRWXU:
         hint = f"chmod 755 {seen.path}"
-        return fail(name, f"{text}: its owner cannot write there", hint, **details)
+        return fail(name, f"{text}: its mode forbids writing", hint, **details)
     if seen.mode & stat.S_IWOTH:
         hint = f"chmod 755 {seen.path}"
         return warn(name, f"{text}: everyone may write there", hint, **details)
