@@ -28,9 +28,14 @@ _Read = TypeVar("_Read")
 CLIENT = {"chroma.roundtrip", "chroma.search"}
 
 
-def suspects(checks: Iterable[Check]) -> set[str]:
-    """Given what was seen of a copy, return the names of failures that a disk may have caused."""
+def suspects(checks: Iterable[Check], copy: Snapshot) -> set[str]:
+    """Given what was seen of a copy, return the names of failures that a disk may have caused.
+
+    What is not in the copy was not read.
+    """
+    present = {"database": copy.database, "chroma": copy.chroma}
     names = DAMAGE | {"chroma.collection"}
+    names -= {f"{store}.integrity" for store, path in present.items() if not path}
     return {check.name for check in checks if check.name in names and check.status is Status.FAIL}
 
 
@@ -74,9 +79,9 @@ def unreadable(copy: Snapshot) -> str:
     return ""
 
 
-def withdrawn(checks: Iterable[Check], why: str) -> tuple[Check, ...]:
-    """Return the checks with every failure that may be the machine's made an unknown."""
-    names = suspects(checks := tuple(checks)) | CLIENT
+def withdrawn(checks: Iterable[Check], names: set[str], why: str) -> tuple[Check, ...]:
+    """Return the checks with every failure of these names, or of Chroma's, made an unknown."""
+    names = names | CLIENT
     text = f"the copy could not be read: {why}"
     changes = {"status": Status.UNKNOWN, "summary": text, "hint": MACHINE_HINT}
     return tuple(
