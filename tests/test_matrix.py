@@ -119,6 +119,12 @@ def bad_page(world: World, *_: object) -> Machine:
     return Machine(machine.shimmed(world, **options))
 
 
+def bad_archive(world: World, *_: object) -> Machine:
+    """The disk does not give the bot's own archive back."""
+    (archive,) = world.settings.backup_dir.glob("*.db.zip")
+    return Machine(machine.shimmed(world, ops="r", nth=1, sticky=1, errno=errno.EIO, path=archive))
+
+
 def bad_live(ops: str, nth: int, number: int, *, sticky: bool = False) -> Fault:
     """The nth call on the live data fails."""
     options = {"ops": ops, "nth": nth, "sticky": int(sticky), "errno": number}
@@ -155,6 +161,7 @@ EVERY_DAY: dict[str, tuple[str, Fault, int]] = {
     "a full disk amid a backup": ("backup create", failing("w", 20, errno.ENOSPC), 2),
     "scratch that cannot be read": ("backup check", unreadable_scratch, 2),
     "a page that integrity_check cannot have": ("backup check", bad_page, 2),
+    "an archive that cannot be read": ("backup check", bad_archive, 2),
     "SIGKILL amid a prune": ("backup prune --keep 1", signalled(20, signal.SIGKILL), -9),
     "a copy that cannot be read": ("verify", bad_scratch("r", 60), 2),
     "a restored copy that cannot be read": ("restore --to", bad_scratch("r", 20), 2),
