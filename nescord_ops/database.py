@@ -231,6 +231,12 @@ def of_the_machine(error: BaseException | None) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _MACHINE_CODES
 
 
+def of_damage(error: BaseException | None) -> bool:
+    """Whether SQLite calls a file damaged, as it also does one that the disk does not give."""
+    damaged = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in damaged
+
+
 def foreign_key_orphans(connection: sqlite3.Connection) -> dict[str, int]:
     """Run `PRAGMA foreign_key_check`; return how many rows of each table point at nothing."""
     orphans: dict[str, int] = {}
@@ -268,9 +274,14 @@ def tables(connection: sqlite3.Connection) -> tuple[Table, ...]:
 
 
 def rows(connection: sqlite3.Connection, table: str) -> int | None:
-    """Return how many rows a table has, or None if damage keeps it from being counted."""
+    """Return how many rows a table has, or None if damage keeps it from being counted.
+
+    Raise sqlite3.DatabaseError if it is the disk that does not give them.
+    """
     try:
         (count,) = connection.execute(f"SELECT count(*) FROM {quote(table)}").fetchone()
-    except sqlite3.DatabaseError:
+    except sqlite3.DatabaseError as error:
+        if of_the_machine(error):
+            raise
         return None
     return int(count)

@@ -113,10 +113,15 @@ def bad_scratch(ops: str, nth: int) -> Fault:
     )
 
 
-def bad_page(world: World, *_: object) -> Machine:
-    """The database in scratch space does not give one of its pages back, once."""
-    options = {"ops": "r", "nth": 20, "errno": errno.EIO, "path": world.root / "tmp"}
-    return Machine(machine.shimmed(world, **options))
+def bad_page(nth: int, *, of_store: bool = False, sticky: bool = False) -> Fault:
+    """A page of the store, or of what lies in scratch space, does not come back."""
+    options = {"ops": "r", "nth": nth, "sticky": int(sticky), "errno": errno.EIO}
+
+    def fault(world: World, *_: object) -> Machine:
+        path = world.settings.backup_dir if of_store else world.root / "tmp"
+        return Machine(machine.shimmed(world, path=path, **options))
+
+    return fault
 
 
 def bad_archive(world: World, *_: object) -> Machine:
@@ -150,7 +155,7 @@ def bad_store(world: World, *_: object) -> Machine:
     return Machine(machine.shimmed(world, path=world.settings.backup_dir, **options))
 
 
-# The command, what fails, and the exit code that is right. Six of them have found defects.
+# The command, what fails, and the exit code that is right. Most of them have found defects.
 EVERY_DAY: dict[str, tuple[str, Fault, int]] = {
     "a demo on a full disk": ("demo --notes 5", failing("w", 2, errno.ENOSPC), 2),
     "a configuration on a full disk": ("deploy --write", failing("w", 2, errno.ENOSPC), 2),
@@ -160,7 +165,20 @@ EVERY_DAY: dict[str, tuple[str, Fault, int]] = {
     "a read-only volume": ("verify --depth quick", MACHINES["read-only"], 1),
     "a full disk amid a backup": ("backup create", failing("w", 20, errno.ENOSPC), 2),
     "scratch that cannot be read": ("backup check", unreadable_scratch, 2),
-    "a page that integrity_check cannot have": ("backup check", bad_page, 2),
+    "a page that integrity_check cannot have": ("backup check", bad_page(20), 2),
+    "a store that looks damaged once": ("backup check", bad_page(40, of_store=True), 0),
+    "a backup that looks damaged once": ("backup drill", bad_page(40, of_store=True), 0),
+    "a table that cannot be counted once": ("backup drill", bad_page(10), 0),
+    "a backup that cannot be read to its end": (
+        "backup drill",
+        bad_page(40, of_store=True, sticky=True),
+        2,
+    ),
+    "a store that is lost amid a drill": (
+        "backup drill",
+        bad_page(15, of_store=True, sticky=True),
+        2,
+    ),
     "an archive that cannot be read": ("backup check", bad_archive, 2),
     "SIGKILL amid a prune": ("backup prune --keep 1", signalled(20, signal.SIGKILL), -9),
     "a copy that cannot be read": ("verify", bad_scratch("r", 60), 2),

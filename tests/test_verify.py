@@ -303,6 +303,21 @@ def test_a_store_that_was_not_copied_is_no_reason_to_read_the_other_again(demo: 
         assert doubt.suspects(seen, copy) == set()
 
 
+def test_what_sqlite_cannot_read_is_looked_at_again_as_what_it_calls_damaged(
+    demo: MakeDemo,
+) -> None:
+    made = demo()
+    with capture(settings.load(app_dir=made.app_dir)) as copy:
+        assert copy.database
+        os.truncate(copy.database, 8192)
+        with contextlib.closing(sqlite3.connect(copy.database)) as db:
+            seen = doubt.guarded(
+                "database.integrity", lambda: db.execute("SELECT * FROM knowledge_notes")
+            )
+        assert seen[0].status is Status.UNKNOWN
+        assert doubt.suspects(seen, copy) == {"database.integrity"}
+
+
 def swap_database(app: Path, content: bytes) -> None:
     (app / "data" / "nescordbot.db").write_bytes(content)
 
