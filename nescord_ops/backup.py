@@ -31,10 +31,10 @@ from nescord_ops import (
     verify,
     volume,
 )
-from nescord_ops.checks import Check, Findings, fail, ok, warn
+from nescord_ops.checks import Check, Findings, ok
 from nescord_ops.doubt import damage, refuse_unread, undone
 from nescord_ops.errors import BackupError, CaptureError, OpsError, VolumeError
-from nescord_ops.evidence import BOTH
+from nescord_ops.evidence import quality
 from nescord_ops.footprint import STORE
 from nescord_ops.inventory import (
     ADOPTED,
@@ -105,9 +105,10 @@ class Pruned(Result):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Created(Findings):
-    """What `create` or `adopt` did. `backup` is None in a dry run; `seconds` are the capture's.
+    """What `create` or `adopt` did. `seconds` are the capture's.
 
-    `standing` is how the backups stand afterwards, None where that could not be looked at.
+    `backup` is None in a dry run, and where the store could not be listed afterwards. `standing`
+    is how the backups stand afterwards, None where that could not be looked at.
     """
 
     name = "backup"
@@ -174,9 +175,19 @@ def create(
         except (OpsError, OSError) as error:
             text, how = "the backup was taken, none was removed", f"backup prune --keep {keep}"
             checks.append(undone("backup.prune", text, error, f"nescord-ops {how}"))
-    backup = find(settings, made) if made else None
+    backup = _listed(settings, made, checks)
     took, standing = (copy.seconds, copy.lock_seconds), freshness.standing(settings)
     return Created(settings, tuple(checks), backup, *took, pruned, dry_run, standing)
+
+
+def _listed(settings: Settings, made: str, checks: list[Check]) -> Backup | None:
+    """Return the backup that was made, if any; add a check if the store does not list it now."""
+    try:
+        return find(settings, made) if made else None
+    except (OpsError, OSError) as error:
+        text = f"{made} was stored, and cannot be looked up"
+        checks.append(undone("backup.listed", text, error, "nescord-ops backup list"))
+    return None
 
 
 def _check_keep(keep: int | None) -> None:
@@ -224,17 +235,17 @@ def _stored(
     if known.problem:
         raise BackupError(known.problem, known.hint)
     _need_room(settings, known, evidence["allocated_bytes"])
-    quality = _quality(evidence)
+    sound = quality(evidence)
     if dry_run:
         size = show.size(evidence["allocated_bytes"])
         text = f"at the most {size} would go into {path}: nothing was written"
-        return "", [quality, ok("backup.stored", text)]
+        return "", [sound, ok("backup.stored", text)]
     with store.open_store(path, create=True) as opened:
         taken = {backup.id for backup in known.backups}
         made = _add(opened, taken, copy, evidence, taken_at, say)
     text = f"{made.id} holds {show.size(made.size_bytes)}; the store grew by "
     text += f"{show.size(made.added_bytes)}"
-    return made.id, [quality, ok("backup.stored", text, value=made.added_bytes, unit="bytes")]
+    return made.id, [sound, ok("backup.stored", text, value=made.added_bytes, unit="bytes")]
 
 
 def _add(
@@ -271,21 +282,6 @@ def _need_room(settings: Settings, known: Backups, size: int) -> None:
     if free < needed:
         text = f"{settings.backup_dir} has {free:,} bytes free, and {needed:,} may be needed"
         raise VolumeError(text, "nescord-ops backup prune --keep 2, or grow the volume")
-
-
-def _quality(evidence: dict[str, Any]) -> Check:
-    """What the copy is worth: good, one store only, or damaged as the data itself."""
-    if evidence["damaged"]:
-        first = evidence["findings"][evidence["damaged"][0]][1]
-        text = f"the data itself is damaged ({', '.join(evidence['damaged'])}): {first}"
-        hint = "kept, but not as a good one: restore the newest good backup, or run verify"
-        return fail("backup.sound", text, hint)
-    if len(evidence["stores"]) < len(BOTH):
-        text = f"holds {evidence['stores'][0]} only, and is never counted as a good one"
-        return warn("backup.sound", text, "take one of both stores: nescord-ops backup create")
-    others = ", ".join(evidence["findings"])
-    more = f"; verify says more of {others}" if others else ""
-    return ok("backup.sound", f"both stores are sound{more}")
 
 
 def prune(
@@ -383,7 +379,7 @@ def adopt(
         facts = witness(copy, settings, refuse_unread(verify.examine(copy, settings)))
         facts |= {"kind": ADOPTED, "source": bot.path.name, "originals": {}}
         made, checks = _stored(settings, copy, facts, copy.taken_at, dry_run, say)
-    backup = find(settings, made) if made else None
+    backup = _listed(settings, made, checks)
     return Created(settings, tuple(checks), backup, copy.seconds, 0.0, dry_run=dry_run)
 
 

@@ -22,9 +22,10 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from nescord_ops import memory
+from nescord_ops import memory, volume
 
 NEAREST = 100  # how many results a record is looked for in; Chroma's own `search_ef`
 SAME = 1e-4  # records whose vectors are nearer than that are the same to a search
@@ -173,7 +174,20 @@ def _die_with_parent() -> None:
 
 
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Answer one request with a client of its own."""
+    """Answer one request; raise OSError if this process may not read what Chroma failed on.
+
+    Chroma calls that malformed, or says no more than which of its steps it was in.
+    """
+    try:
+        return _asked(request)
+    except BaseException:
+        for path, _ in volume.walk(Path(request["directory"])):
+            volume.read_through(path)
+        raise
+
+
+def _asked(request: dict[str, Any]) -> dict[str, Any]:
+    """Do what is asked for with a client of its own."""
     import chromadb
     from chromadb.config import Settings
 

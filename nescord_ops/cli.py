@@ -98,7 +98,11 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 2
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
-        _complain(call, said, "run again with --debug before the command, and report what it says")
+        hint = "run again with --debug before the command, and report what it says"
+        if isinstance(error, MemoryError) or "can't start new thread" in said:
+            said = f"too little memory, or too few threads ({said})"
+            hint = "give it more of both; ulimit -a and the container's settings say what it has"
+        _complain(call, said, hint)
         return 2
     return code if isinstance(code, int) else 0
 

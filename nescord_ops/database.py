@@ -39,8 +39,8 @@ _MACHINE_CODES = (
 )
 # What these say is about the path; all else is the machine's, or a lack of rights.
 _OF_THE_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
-# integrity_check's words for a page that the disk does not give: 10 is SQLITE_IOERR, 266 its read
-_MACHINE_LINE = re.compile(r"unable to get the page\. error code=(?:7|10|266)\b")
+# integrity_check's words for a page that it could not have, with SQLite's code for why
+_NO_PAGE = re.compile(r"unable to get the page\. error code=(\d+)")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -220,14 +220,21 @@ def integrity(connection: sqlite3.Connection, *, quick: bool = False) -> list[st
             raise VolumeError(str(error), MACHINE_HINT) from error
         return [str(error)]
     lines = [line for row in rows for line in str(row[0]).splitlines()]
-    if failed := [line for line in lines if _MACHINE_LINE.search(line)]:
-        raise VolumeError(f"the copy could not be read: {failed[0]}", MACHINE_HINT)
+    for line in lines:
+        if (code := _NO_PAGE.search(line)) and int(code[1]) & 0xFF in _MACHINE_CODES:
+            raise VolumeError(f"the copy could not be read: {line}", MACHINE_HINT)
     return [line for line in lines if line != "ok" and not line.startswith("***")]
 
 
 def of_the_machine(error: BaseException | None) -> bool:
     """Whether an error of SQLite's is the disk's or the memory's, and no damage of the file."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _MACHINE_CODES
+
+
+def of_damage(error: BaseException | None) -> bool:
+    """Whether SQLite calls a file damaged, as it also does one that the disk does not give."""
+    damaged = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in damaged
 
 
 def foreign_key_orphans(connection: sqlite3.Connection) -> dict[str, int]:
@@ -267,9 +274,14 @@ def tables(connection: sqlite3.Connection) -> tuple[Table, ...]:
 
 
 def rows(connection: sqlite3.Connection, table: str) -> int | None:
-    """Return how many rows a table has, or None if damage keeps it from being counted."""
+    """Return how many rows a table has, or None if damage keeps it from being counted.
+
+    Raise sqlite3.DatabaseError if it is the disk that does not give them.
+    """
     try:
         (count,) = connection.execute(f"SELECT count(*) FROM {quote(table)}").fetchone()
-    except sqlite3.DatabaseError:
+    except sqlite3.DatabaseError as error:
+        if of_the_machine(error):
+            raise
         return None
     return int(count)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from nescord_ops import show, volume
 from nescord_ops.checks import Check, Status, fail, unknown
-from nescord_ops.database import MACHINE_HINT, of_the_machine
+from nescord_ops.database import MACHINE_HINT, of_damage, of_the_machine
 from nescord_ops.errors import CaptureError, OpsError, StoreError, UnreadError
 from nescord_ops.snapshot import Snapshot
 from nescord_ops.storefile import CHECK_HINT
@@ -23,15 +22,19 @@ from nescord_ops.storefile import CHECK_HINT
 DAMAGE = {"database.integrity"} | {
     f"chroma.{name}" for name in ("integrity", "index", "vectors", "sequence")
 }
-_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _Read = TypeVar("_Read")
 CLIENT = {"chroma.roundtrip", "chroma.search"}
 
 
-def suspects(checks: Iterable[Check]) -> set[str]:
-    """Given what was seen of a copy, return the names of failures that a disk may have caused."""
+def suspects(checks: Iterable[Check], copy: Snapshot) -> set[str]:
+    """Given what was seen of a copy, return the names of failures that a disk may have caused.
+
+    What is not in the copy was not read.
+    """
+    present = {"database": copy.database, "chroma": copy.chroma}
     names = DAMAGE | {"chroma.collection"}
-    return {check.name for check in checks if check.name in names and check.status is Status.FAIL}
+    names -= {f"{store}.integrity" for store, path in present.items() if not path}
+    return {check.name for check in _bad(checks, names)}
 
 
 def unread(checks: Iterable[Check]) -> Check | None:
@@ -55,8 +58,12 @@ def damage(checks: Iterable[Check], absent: Iterable[str] = ()) -> tuple[Check, 
     A store that is `absent` is not damaged, nor is one that the machine kept us from reading.
     """
     names = DAMAGE - {f"{store}.integrity" for store in absent}
-    bad = (c for c in checks if c.name in names and c.status.exit_code)
-    return tuple(check for check in bad if not _kept_from(check))
+    return tuple(_bad(checks, names))
+
+
+def _bad(checks: Iterable[Check], names: set[str]) -> Iterator[Check]:
+    bad = (check for check in checks if check.name in names and check.status.exit_code)
+    return (check for check in bad if not _kept_from(check))
 
 
 def _kept_from(check: Check) -> bool:
@@ -74,33 +81,26 @@ def unreadable(copy: Snapshot) -> str:
     return ""
 
 
-def withdrawn(checks: Iterable[Check], why: str) -> tuple[Check, ...]:
-    """Return the checks with every failure that may be the machine's made an unknown."""
-    names = suspects(checks := tuple(checks)) | CLIENT
+def withdrawn(checks: Iterable[Check], names: set[str], why: str) -> tuple[Check, ...]:
+    """Return the checks with every failure of these names, or of Chroma's, made an unknown."""
+    names = names | CLIENT
     text = f"the copy could not be read: {why}"
     changes = {"status": Status.UNKNOWN, "summary": text, "hint": MACHINE_HINT}
     return tuple(
         dataclasses.replace(check, **changes, value=None)  # type: ignore[arg-type]
-        if check.name in names and check.status is Status.FAIL
+        if check.name in names and check.status.exit_code
         else check
         for check in checks
     )
 
 
-def read_twice(path: Path, read: Callable[[], _Read]) -> _Read:
-    """Read a store of backups, once more if it looks damaged: the disk may have failed.
-
-    Raise StoreError, of an OSError's cause if it is the disk that does not give it.
-    """
+def read_twice(read: Callable[[], _Read]) -> _Read:
+    """Read a store of backups, once more if it looks damaged: the disk may have failed."""
     try:
         return read()
     except StoreError as error:
-        if getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
+        if not of_damage(error.__cause__):
             raise
-    try:
-        volume.read_through(path)
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}", MACHINE_HINT) from error
     return read()
 
 

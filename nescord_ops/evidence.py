@@ -10,7 +10,7 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-from nescord_ops.checks import Status
+from nescord_ops.checks import Check, Status, fail, ok, warn
 
 ID = r"nescordbot_backup_[0-9]{8}_[0-9]{6}(?:_[0-9]+)?"  # it becomes a name and a command's word
 BOTH = ("database", "chroma")
@@ -24,6 +24,21 @@ def is_sound(evidence: Any) -> bool:
         return _is_witness(evidence) and _is_history(evidence)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
         return False
+
+
+def quality(evidence: dict[str, Any]) -> Check:
+    """Given evidence, return what the copy is worth: good, one store only, or damaged itself."""
+    if evidence["damaged"]:
+        first = evidence["findings"][evidence["damaged"][0]][1]
+        text = f"the data itself is damaged ({', '.join(evidence['damaged'])}): {first}"
+        hint = "kept, but not as a good one: restore the newest good backup, or run verify"
+        return fail("backup.sound", text, hint)
+    if len(evidence["stores"]) < len(BOTH):
+        text = f"holds {evidence['stores'][0]} only, and is never counted as a good one"
+        return warn("backup.sound", text, "take one of both stores: nescord-ops backup create")
+    others = ", ".join(evidence["findings"])
+    more = f"; verify says more of {others}" if others else ""
+    return ok("backup.sound", f"both stores are sound{more}")
 
 
 def is_number(value: Any, limit: int = 1 << 62) -> bool:

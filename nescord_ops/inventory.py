@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nescord_ops import chroma, database, doubt, legacy, show, store, volume
 from nescord_ops.checks import Status, plain
-from nescord_ops.errors import BackupError, StoreError, VolumeError
+from nescord_ops.errors import BackupError, StoreError, UnreadError, VolumeError
 from nescord_ops.evidence import BOTH, ID, is_sound
 from nescord_ops.footprint import STORE
 from nescord_ops.prices import GUIDE_PRICE
@@ -230,7 +230,7 @@ def listing(settings: Settings, *, looking: bool = False) -> Backups:
             return [_of_store(path, generation) for generation in store.generations(opened)]
 
     try:
-        ours = doubt.read_twice(path, read)
+        ours = doubt.read_twice(read)
     except StoreError as error:
         cause = error.__cause__
         busy = getattr(cause, "sqlite_errorname", "").startswith("SQLITE_BUSY")
@@ -310,7 +310,8 @@ def _moment(text: object) -> datetime | None:
 def find(settings: Settings, backup_id: str) -> Backup:
     """Given an id, return its backup: a generation before a backup of the bot's of that name.
 
-    Raise BackupError if there is none, or if it is no id but a path.
+    Raise BackupError if there is none, or if it is no id but a path; UnreadError if it is the
+    machine that does not say.
     """
     if not backup_id or "/" in backup_id or "\0" in backup_id or backup_id in (".", ".."):
         raise BackupError(f"{backup_id!r} is no id of a backup", LIST_HINT)
@@ -319,7 +320,7 @@ def find(settings: Settings, backup_id: str) -> Backup:
     if chosen:
         return min(chosen, key=lambda backup: backup.kind == BOT)
     if found.problem:
-        raise BackupError(found.problem, found.hint)
+        raise (UnreadError if found.unread else BackupError)(found.problem, found.hint)
     raise BackupError(f"there is no backup {backup_id!r} in {settings.backup_dir}", LIST_HINT)
 
 

@@ -158,8 +158,9 @@ def _member(path: Path) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
                 raise BackupError(f"{path.name} holds {what}", "the bot makes no such archive")
             yield archive, member
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # of a place it claims
-            raise UnreadError(f"{path} was not unpacked: {error}", database.MACHINE_HINT) from error
+        seen = error if isinstance(error, OSError) else error.__context__  # zipfile hides it
+        if isinstance(seen, OSError) and seen.errno != errno.EINVAL:  # of a place it claims
+            raise UnreadError(f"{path} was not unpacked: {seen}", database.MACHINE_HINT) from error
         raise BackupError(f"{path} cannot be unpacked: {error}", "use another backup") from error
 
 

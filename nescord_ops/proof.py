@@ -11,7 +11,7 @@ import hashlib
 import platform
 import sqlite3
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, Literal
@@ -230,7 +230,10 @@ def drill(
     """
     backup = inventory.find(settings, backup_id)
     now = now or datetime.now(UTC)
-    checks = [*_restored(settings, backup, progress or (lambda _: None))]
+    say = progress or (lambda _: None)
+    checks = [*_restored(settings, backup, say)]
+    if checks[0].status is Status.FAIL:  # not restored: the disk may have failed
+        checks = [*_restored(settings, backup, say)]
     bad = [c for status in (Status.FAIL, Status.UNKNOWN) for c in checks if c.status is status]
     outcome: Outcome = "ok"
     if bad:
@@ -283,12 +286,9 @@ def _compared(backup: Backup, copy: Snapshot) -> Iterator[Check]:
     if backup.kind == BOT:
         return
     seen = content(copy)
-    wrong = [
-        f"{part} {name}: {then[name]} when taken, {now.get(name)} now"
-        for part, then, now in ((p, backup.evidence[p], seen[p]) for p in ("rows", "collections"))
-        for name in then
-        if then[name] != now.get(name)
-    ]
+    if _differences(backup, seen):  # the disk may have failed
+        seen = content(copy)
+    wrong = _differences(backup, seen)
     yield none_of(
         "drill.content",
         len(wrong),
@@ -300,6 +300,15 @@ def _compared(backup: Backup, copy: Snapshot) -> Iterator[Check]:
         hint="use another backup, and take a new one",
         severity=Status.FAIL,
     )
+
+
+def _differences(backup: Backup, seen: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{part} {name}: {then[name]} when taken, {now.get(name)} now"
+        for part, then, now in ((p, backup.evidence[p], seen[p]) for p in ("rows", "collections"))
+        for name in then
+        if then[name] != now.get(name)
+    ]
 
 
 def _examined(settings: Settings, backup: Backup, copy: Snapshot) -> Iterator[Check]:

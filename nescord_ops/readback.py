@@ -15,7 +15,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from nescord_ops import pages
+from nescord_ops import pages, volume
 from nescord_ops.database import of_the_machine
 from nescord_ops.errors import StoreError
 from nescord_ops.results import Result
@@ -62,10 +62,23 @@ def check(
     """Read everything, or what one generation needs, and return all damage: none is whole.
 
     Every page is unpacked and hashed once however many generations use it; then the lists of
-    pages, the records and SQLite's own structure. Progress counts pages. Writes nothing but the
-    numbers of damaged pages, which the next backup with the same content then mends. Raise
-    StoreError if there is no such generation.
+    pages, the records and SQLite's own structure: all of it twice where anything is damaged, as the
+    disk may have failed. Progress counts pages. Writes nothing but the numbers of damaged pages,
+    which the next backup with the same content then mends. Raise StoreError if there is no such
+    generation, or if the disk does not give the store.
     """
+    found = _look(store, generation_id, progress)
+    if found:
+        volume.read_through(store.path)
+        found = _look(store, generation_id, progress)
+    with contextlib.suppress(sqlite3.DatabaseError):  # the store may be read-only, or in pieces
+        if store.connection.execute("SELECT 1 FROM temp.bad").fetchone():
+            with transaction(store, "IMMEDIATE") as db:
+                db.execute("INSERT OR IGNORE INTO suspect SELECT page FROM temp.bad")
+    return found
+
+
+def _look(store: Store, generation_id: str | None, progress: Progress | None) -> list[Damage]:
     found: list[Damage] = []
     with transaction(store, "DEFERRED") as db:
         wanted = None if generation_id is None else number_of(db, generation_id)
@@ -80,10 +93,6 @@ def check(
             for (number,) in db.execute(f"{numbers} ORDER BY number", (wanted,)).fetchall():
                 with _finding(found, "the record of a generation"):
                     found += _check_generation(db, number)
-    with contextlib.suppress(sqlite3.DatabaseError):  # the store may be read-only, or in pieces
-        if store.connection.execute("SELECT 1 FROM temp.bad").fetchone():
-            with transaction(store, "IMMEDIATE") as db:
-                db.execute("INSERT OR IGNORE INTO suspect SELECT page FROM temp.bad")
     return found
 
 

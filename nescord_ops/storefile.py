@@ -19,10 +19,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 from urllib.parse import quote
 
-from nescord_ops import database
+from nescord_ops import database, volume
 from nescord_ops.errors import StoreError
 from nescord_ops.results import Result
 
@@ -58,6 +58,7 @@ _HINTS = {
     "CANTOPEN": "see that the directory exists and is writable",
     "FULL": "make room, for example with `nescord-ops backup prune --keep 2`",
     "IOERR": "see whether the volume is full or failing: `df`, and the log of the host",
+    "NOMEM": "see that there is memory, and run it again",
     "READONLY": "make the backup directory writable; on Railway volumes belong to root",
 }
 CHECK_HINT = "nescord-ops backup check names what is damaged and what is whole"
@@ -97,17 +98,29 @@ def explained(
         try:
             return work(store, *args, **kwargs)
         except (sqlite3.Error, OSError, UnicodeError) as error:
-            raise _error(store.path, error) from error
+            _explain(store.path, error)
 
     return explained
 
 
-def _error(path: Path, error: Exception) -> StoreError:
-    if isinstance(error, OSError):
-        where = os.fsdecode(error.filename or path)
-        return StoreError(f"{where}: {error.strerror or error}", "see that it exists, and has room")
+def _explain(path: Path, error: Exception) -> NoReturn:
+    """Raise StoreError from what SQLite or the system says of a store."""
     kind = getattr(error, "sqlite_errorname", "").removeprefix("SQLITE_").split("_")[0]
-    return StoreError(f"{path}: {error}", _HINTS.get(kind, CHECK_HINT))
+    if database.of_damage(error):
+        _read_through(path)
+    text, hint = str(error), _HINTS.get(kind, CHECK_HINT)
+    if isinstance(error, OSError):
+        path = Path(os.fsdecode(error.filename or path))
+        text, hint = error.strerror or text, "see that it exists, and has room"
+    raise StoreError(f"{path}: {text}", hint) from error
+
+
+def _read_through(path: Path) -> None:
+    """Raise StoreError if the disk does not give a store: SQLite calls that damaged as well."""
+    try:
+        volume.read_through(path)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}", _HINTS["IOERR"]) from error
 
 
 @contextlib.contextmanager
@@ -128,7 +141,7 @@ def open_store(
             f"file:{quote(str(path))}?mode=rw", uri=True, isolation_level=None, timeout=busy_seconds
         )
     except (OSError, sqlite3.Error) as error:
-        raise _error(path, error) from error
+        _explain(path, error)
     with contextlib.closing(connection), database.confined(connection):
         connection.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
         try:
@@ -136,7 +149,7 @@ def open_store(
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
         except (sqlite3.Error, UnicodeError) as error:  # its own messages may be damaged
-            raise _error(path, error) from error
+            _explain(path, error)
         yield Store(path, connection)
 
 
@@ -146,8 +159,9 @@ def _recognise(path: Path, connection: sqlite3.Connection) -> None:
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
     except sqlite3.DatabaseError as error:
-        if error.sqlite_errorname not in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
+        if not database.of_damage(error):
             raise
+        _read_through(path)
         raise StoreError(f"{path} is damaged or no store: {error}", _LOST) from error
     if application != APPLICATION_ID:
         raise StoreError(f"{path} is a SQLite database, but no store of backups", _LOST)

@@ -149,10 +149,11 @@ def examine(
     seen twice before it is believed: see `doubt`. A round trip uses Chroma's copy up.
     """
     found = _examined(snapshot, settings, round_trip=round_trip)
-    if not suspects(found):
+    suspected = suspects(found, snapshot)
+    if not suspected:
         return found
     if why := unreadable(snapshot):
-        return withdrawn(found, why)
+        return withdrawn(found, suspected, why)
     return _examined(snapshot, settings, round_trip=round_trip, again=True)
 
 
@@ -191,7 +192,7 @@ def _examined(
         with stores.join(snapshot, settings) as joined:
             for name, part in [*parts, *(between if joined.has_notes else [])]:
                 found += guarded(name, lambda part=part: part(joined))  # type: ignore[misc]
-            suspected = suspects(found)
+            suspected = suspects(found, snapshot)
             if round_trip and (again or not suspected):
                 found += guarded(
                     "chroma.roundtrip", lambda: client.round_trip(joined, sound=not suspected)
@@ -240,8 +241,9 @@ def glance(snapshot: Snapshot, settings: Settings) -> tuple[Check, ...]:
             text = f"the store cannot be read: {error}"
             found.append(fail("chroma.sequence", text, "nescord-ops verify says what is wrong"))
         found = [*(check for page in pages for check in page.result()), *found]
-    why = unreadable(snapshot) if suspects(found) else ""
-    return withdrawn(found, why) if why else tuple(found)
+    suspected = suspects(found, snapshot)
+    why = unreadable(snapshot) if suspected else ""
+    return withdrawn(found, suspected, why) if why else tuple(found)
 
 
 def _missing(name: str, snapshot: Snapshot, path: Path) -> Check:

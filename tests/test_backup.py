@@ -640,6 +640,43 @@ def test_keeping_none_is_refused(keep: int, live: Settings) -> None:
     assert len(inventory.listing(live).generations) == 1
 
 
+def test_a_backup_is_told_of_where_the_store_cannot_be_read_afterwards(live: Settings) -> None:
+    (earlier,) = take(live)
+    path, aside = store_of(live), live.backup_dir / "aside"
+
+    def lose(text: str) -> None:
+        if text.startswith("storing") and not aside.exists():
+            path.rename(aside)
+            path.mkdir()
+
+    made = backup.create(live, keep=1, drill=True, progress=lose)
+    status = {check.name: check.status for check in made.checks}
+    assert status["backup.stored"] is Status.OK
+    undone = {name for name, seen in status.items() if seen is Status.UNKNOWN}
+    assert undone == {"drill.restore", "backup.prune", "backup.listed"}
+    assert made.status.exit_code == 2
+    assert made.backup is None
+    assert all(check.hint for check in made.checks if check.status is Status.UNKNOWN)
+    path.rmdir()
+    aside.rename(path)
+    kept = {generation.id for generation in inventory.listing(live).generations}
+    assert len(kept) == 2
+    assert earlier in kept
+
+
+def test_damage_that_the_prune_after_a_backup_finds_is_a_failure(live: Settings) -> None:
+    take(live, 2)
+    with contextlib.closing(sqlite3.connect(store_of(live))) as db, db:
+        db.execute("DROP INDEX file_generation")
+    made = backup.create(live, keep=1)
+    assert made.backup
+    (pruned,) = [check for check in made.checks if check.name == "backup.prune"]
+    assert pruned.status is Status.FAIL
+    assert "none was removed" in pruned.summary
+    assert pruned.hint.startswith("nescord-ops backup prune --keep 1; ")
+    assert len(inventory.listing(live).generations) == 3
+
+
 def test_a_failed_drill_is_not_counted_by_the_prune_that_follows(
     live: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -175,6 +176,17 @@ def test_a_surprise_is_a_short_error_and_a_traceback_only_with_debug(
     assert "Traceback" not in shown
     assert cli.run(["--app-dir", volume, "--debug", "verify"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_lack_of_threads_is_no_surprise(volume: str, capsys: Captured) -> None:
+    usual = threading.stack_size(1 << 47)  # there are no more addresses than that
+    try:
+        assert cli.run(["--app-dir", volume, "verify"]) == 2
+    finally:
+        threading.stack_size(usual)
+    shown = capsys.readouterr().err
+    assert "Error: too little memory, or too few threads (RuntimeError: can't start" in shown
+    assert "ulimit -a" in shown
 
 
 def test_an_error_of_ours_shows_its_traceback_with_debug(tmp_path: Path, capsys: Captured) -> None:

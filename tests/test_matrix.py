@@ -25,8 +25,11 @@ from matrix.commands import ALL
 from matrix.machine import MACHINES, Fault, Machine
 from matrix.world import HEALTHY, World
 
+from nescord_ops import verify
+from nescord_ops.checks import Status
 from nescord_ops.demo import Demo
 from nescord_ops.faults import FAULTS
+from nescord_ops.snapshot import capture
 
 SEED = 1
 # The exit code of each command on the healthy volume and on each of `FAULTS`, in their order, with
@@ -110,6 +113,23 @@ def bad_scratch(ops: str, nth: int) -> Fault:
     )
 
 
+def bad_page(nth: int, *, of_store: bool = False, sticky: bool = False) -> Fault:
+    """A page of the store, or of what lies in scratch space, does not come back."""
+    options = {"ops": "r", "nth": nth, "sticky": int(sticky), "errno": errno.EIO}
+
+    def fault(world: World, *_: object) -> Machine:
+        path = world.settings.backup_dir if of_store else world.root / "tmp"
+        return Machine(machine.shimmed(world, path=path, **options))
+
+    return fault
+
+
+def bad_archive(world: World, *_: object) -> Machine:
+    """The disk does not give the bot's own archive back."""
+    (archive,) = world.settings.backup_dir.glob("*.db.zip")
+    return Machine(machine.shimmed(world, ops="r", nth=1, sticky=1, errno=errno.EIO, path=archive))
+
+
 def bad_live(ops: str, nth: int, number: int, *, sticky: bool = False) -> Fault:
     """The nth call on the live data fails."""
     options = {"ops": ops, "nth": nth, "sticky": int(sticky), "errno": number}
@@ -135,7 +155,7 @@ def bad_store(world: World, *_: object) -> Machine:
     return Machine(machine.shimmed(world, path=world.settings.backup_dir, **options))
 
 
-# The command, what fails, and the exit code that is right. Six of them have found defects.
+# The command, what fails, and the exit code that is right. Most of them have found defects.
 EVERY_DAY: dict[str, tuple[str, Fault, int]] = {
     "a demo on a full disk": ("demo --notes 5", failing("w", 2, errno.ENOSPC), 2),
     "a configuration on a full disk": ("deploy --write", failing("w", 2, errno.ENOSPC), 2),
@@ -145,6 +165,21 @@ EVERY_DAY: dict[str, tuple[str, Fault, int]] = {
     "a read-only volume": ("verify --depth quick", MACHINES["read-only"], 1),
     "a full disk amid a backup": ("backup create", failing("w", 20, errno.ENOSPC), 2),
     "scratch that cannot be read": ("backup check", unreadable_scratch, 2),
+    "a page that integrity_check cannot have": ("backup check", bad_page(20), 2),
+    "a store that looks damaged once": ("backup check", bad_page(40, of_store=True), 0),
+    "a backup that looks damaged once": ("backup drill", bad_page(40, of_store=True), 0),
+    "a table that cannot be counted once": ("backup drill", bad_page(10), 0),
+    "a backup that cannot be read to its end": (
+        "backup drill",
+        bad_page(40, of_store=True, sticky=True),
+        2,
+    ),
+    "a store that is lost amid a drill": (
+        "backup drill",
+        bad_page(15, of_store=True, sticky=True),
+        2,
+    ),
+    "an archive that cannot be read": ("backup check", bad_archive, 2),
     "SIGKILL amid a prune": ("backup prune --keep 1", signalled(20, signal.SIGKILL), -9),
     "a copy that cannot be read": ("verify", bad_scratch("r", 60), 2),
     "a restored copy that cannot be read": ("restore --to", bad_scratch("r", 20), 2),
@@ -182,6 +217,25 @@ def test_nothing_is_lost_and_everything_is_said(small: Matrix, name: str) -> Non
     outcome = small.run(Cell(command, HEALTHY, name), fault=fault, as_json=True)
     assert not outcome.complaints, outcome
     assert outcome.code == code, outcome
+
+
+@pytest.mark.parametrize("sticky", [0, 1])
+def test_what_chroma_alone_cannot_read_is_no_damage(
+    sticky: int, small: Matrix, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = small.world(HEALTHY)
+    with capture(world.settings) as copy:
+        # in the children only: this process is given everything
+        options = {"ops": "r", "nth": 50, "sticky": sticky, "errno": errno.EIO, "path": copy.chroma}
+        for name, value in machine.shimmed(world, **options).items():
+            monkeypatch.setenv(name, value)
+        (seen,) = [
+            check
+            for check in verify.examine(copy, world.settings, round_trip=True)
+            if check.name == "chroma.roundtrip"
+        ]
+    assert seen.status is (Status.UNKNOWN if sticky else Status.OK), seen
+    assert ("Input/output error" in seen.summary) is bool(sticky)
 
 
 def test_the_matrix_starts_by_itself() -> None:

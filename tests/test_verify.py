@@ -21,10 +21,11 @@ from typing import Any
 import pytest
 from conftest import MakeDemo
 
-from nescord_ops import settings, verify, volume
+from nescord_ops import doubt, settings, verify, volume
 from nescord_ops.checks import ChecksFailed, Status
 from nescord_ops.errors import SettingsError
 from nescord_ops.faults import FAULTS
+from nescord_ops.snapshot import capture
 
 LOCATION = {"location.volume", "location.database", "location.chroma"}
 # What each fault turns, and nothing else.
@@ -290,6 +291,31 @@ def test_without_any_store_everything_that_is_missing_fails(tmp_path: Path) -> N
     seen = turned(run(tmp_path))
     assert seen["access.database"] == seen["access.volume"] == seen["access.chroma"] == "fail"
     assert seen["database.integrity"] == seen["chroma.integrity"] == "fail"
+
+
+def test_a_store_that_was_not_copied_is_no_reason_to_read_the_other_again(demo: MakeDemo) -> None:
+    made = demo()
+    shutil.rmtree(made.chroma_dir)
+    found = settings.load(app_dir=made.app_dir)
+    with capture(found) as copy:
+        seen = verify.examine(copy, found)
+        assert {c.name for c in seen if c.status is Status.FAIL} == {"chroma.integrity"}
+        assert doubt.suspects(seen, copy) == set()
+
+
+def test_what_sqlite_cannot_read_is_looked_at_again_as_what_it_calls_damaged(
+    demo: MakeDemo,
+) -> None:
+    made = demo()
+    with capture(settings.load(app_dir=made.app_dir)) as copy:
+        assert copy.database
+        os.truncate(copy.database, 8192)
+        with contextlib.closing(sqlite3.connect(copy.database)) as db:
+            seen = doubt.guarded(
+                "database.integrity", lambda: db.execute("SELECT * FROM knowledge_notes")
+            )
+        assert seen[0].status is Status.UNKNOWN
+        assert doubt.suspects(seen, copy) == {"database.integrity"}
 
 
 def swap_database(app: Path, content: bytes) -> None:

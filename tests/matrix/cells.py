@@ -130,7 +130,7 @@ class Matrix:
 
     def _remove(self, world: World) -> None:
         shutil.rmtree(world.root, ignore_errors=True)
-        for suffix in (".shim", ".bot"):
+        for suffix in (".shim", ".shim.once", ".bot"):
             world.beside(suffix).unlink(missing_ok=True)
 
     def run(

@@ -4,8 +4,8 @@
 
    SHIM_PATH    calls on files below this directory count, all others pass
    SHIM_OPS     which: letters of r(ead) w(rite) s(ync) o(pen) n(ame: rename, link, mkdir, unlink)
-   SHIM_NTH     the call that is hit, the first is 1
-   SHIM_STICKY  1: every call after it too
+   SHIM_NTH     the call of a process that is hit, the first is 1; in the first process that makes it
+   SHIM_STICKY  1: in every process, and every call after it too
    SHIM_ERRNO   it fails with this number
    SHIM_SIGNAL  or: the process gets this signal before it
    SHIM_USLEEP  or: it takes this many microseconds longer
@@ -60,6 +60,18 @@ __attribute__((destructor)) static void end(void) {
     if (counting) say("calls", line);
 }
 
+/* Whether no other process was hit: a disk that fails once does not fail each of them once. */
+static int first(void) {
+    char once[PATH_MAX];
+    int kept = errno;
+    if (!note) return 1;
+    snprintf(once, sizeof once, "%s.once", note);
+    int fd = syscall(SYS_openat, AT_FDCWD, once, O_WRONLY | O_CREAT | O_EXCL, 0600);
+    if (fd >= 0) syscall(SYS_close, fd);
+    errno = kept;
+    return fd >= 0;
+}
+
 /* Whether this call fails; errno is set then. */
 static int hit(char op, const char *what, const char *where) {
     if (!path || !ops || !where || !strchr(ops, op)) return 0;
@@ -67,7 +79,7 @@ static int hit(char op, const char *what, const char *where) {
     if (where[0] != '/') return 0;
     __atomic_add_fetch(&each[(unsigned char)op], 1, __ATOMIC_SEQ_CST);
     long call = __atomic_add_fetch(&calls, 1, __ATOMIC_SEQ_CST);
-    if (!nth || call < nth || (call > nth && !sticky)) return 0;
+    if (!nth || call < nth || (!sticky && (call > nth || !first()))) return 0;
     if (call == nth) say(what, where);
     if (pause_us) usleep(pause_us);
     if (sig) kill(getpid(), sig);
