@@ -26,10 +26,8 @@ _PLANS = {
     " it. Nothing is deleted: what is there now stays beside it, in a directory replaced_…",
     "{restore_vectors}": "Stop the bot, bring the vectors back from {whole}, mark the notes"
     " written since for the bot to add, start the bot. The notes stay as they are.",
-    "{move_database}": "Stop the bot, back up, move the database to where DATABASE_URL was meant"
-    " to put it, correct DATABASE_URL, start the bot.",
-    "{move_stores}": "Back up onto the volume, correct the settings, redeploy, and restore there"
-    " what you have backed up.",
+    "{move_database}": "{moving}",
+    "{move_stores}": "{moving}",
     "{tool} backup create --drill": "Take a backup now, and prove it by a trial restore. The bot"
     " may go on running.",
     "chmod u+rwx -- {data} {chroma}": "Allow writing to its directories again. The bot may go on"
@@ -60,17 +58,25 @@ def names(settings: Settings) -> dict[str, str]:
     if railway:
         stop = (
             "# stop the bot: in Railway's dashboard set the service's start command to `sleep"
-            " infinity` and redeploy; then `railway ssh` and in it:"
+            " infinity` and redeploy; the lines below are for `railway ssh`"
         )
         start = "# start the bot: put the start command back and redeploy"
         restart = "railway redeploy  # on your own machine"
     tool = command(settings.to_dict())
     base = {"tool": tool, "stop": stop, "start": start, "restart": restart}
+    moving = (
+        "Back up onto the volume, correct the variable, redeploy with the bot stopped, restore"
+        " there what you have backed up, start the bot."
+        if railway
+        else "Stop the bot, back up, move the database to where DATABASE_URL was meant to put it,"
+        " correct DATABASE_URL, start the bot."
+    )
     newest, vectors = _backups(settings)
     return {
         **base,
         "restore": _restore(tool, newest),
         "restore_vectors": _LINE.join(_restore_vectors(tool, vectors)),
+        "moving": moving,
         "newest": _named(newest, "the newest good backup"),
         "whole": _named(vectors, "the newest good backup that has them"),
         "run_as_root": _set(settings, "RAILWAY_RUN_UID", "0") if railway else "",
