@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from nescord_ops import database
 from nescord_ops.errors import VolumeError
 from nescord_ops.results import Result
 
@@ -125,12 +126,8 @@ def collections(connection: sqlite3.Connection) -> tuple[Collection, ...]:
 
     Raise sqlite3.DatabaseError if the tables or values are not as Chroma's are.
     """
-    segments: dict[tuple[str, str], str] = {
-        (collection, scope): _segment(id_)
-        for id_, scope, collection in connection.execute(
-            "SELECT id, scope, collection FROM segments"
-        )
-    }
+    rows = connection.execute("SELECT id, scope, collection FROM segments")
+    segments = {(collection, scope): _segment(id_) for id_, scope, collection in rows}
     applied = connection.execute("SELECT segment_id, seq_id FROM max_seq_id")
     newest = {id_: sequence(seq) for id_, seq in applied}
     found = []
@@ -235,7 +232,7 @@ def read_hnsw(directory: Path) -> Hnsw:
         with path.open("rb") as file:
             raw = file.read(_HEADER.size + 1)
     except OSError as error:
-        raise VolumeError(f"{path} cannot be read: {error.strerror}") from error
+        raise database.refusal(f"{path} cannot be read", error) from error
     if len(raw) != _HEADER.size:
         raise VolumeError(f"{path} has {len(raw)} bytes, not {_HEADER.size}")
     _, _, limit, count, size, label, data, top, entry, links, *_ = _HEADER.unpack(raw)
@@ -249,7 +246,7 @@ def read_hnsw(directory: Path) -> Hnsw:
     try:
         held = (directory / "data_level0.bin").stat().st_size // size
     except OSError as error:
-        raise VolumeError(f"{directory.name}/data_level0.bin: {error.strerror}") from error
+        raise database.refusal(f"{directory.name}/data_level0.bin", error) from error
     if held < count:
         raise VolumeError(f"{directory.name}/data_level0.bin holds {held:,} of {count:,} elements")
     return Hnsw(limit, count, size, label, data, top, entry, links)
@@ -267,7 +264,7 @@ def id_map(directory: Path) -> Iterator[tuple[str, int]]:
         with path.open("rb") as file:
             yield from _pairs(_Bounded(file), path)
     except OSError as error:
-        raise VolumeError(f"{path} cannot be read: {error.strerror}") from error
+        raise database.refusal(f"{path} cannot be read", error) from error
     except (ValueError, EOFError, UnicodeError, OverflowError, MemoryError) as error:
         raise VolumeError(f"{path} is damaged: {error}") from error
 
@@ -383,7 +380,7 @@ def read_vectors(directory: Path, header: Hnsw, labels: Iterable[int], *, unit: 
                 astray = (part["links"] >= header.elements) & (room < part["count"][:, None])
                 misled += int((astray.any(axis=1) | (part["count"] > len(room))).sum())
     except OSError as error:
-        raise VolumeError(f"{path} cannot be read: {error.strerror}") from error
+        raise database.refusal(f"{path} cannot be read", error) from error
     return Vectors(read, broken, strangers, int((~seen).sum()), misled)
 
 

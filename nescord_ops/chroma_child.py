@@ -14,6 +14,7 @@ import gc
 import hashlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -156,7 +157,10 @@ def _in_fork(request: dict[str, Any], connection: socket.socket) -> dict[str, An
         text = pipe.read()
     status = os.waitpid(process, 0)[1]
     if os.WIFSIGNALED(status):
-        return {"problem": f"killed by signal {os.WTERMSIG(status)}"}
+        limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+        why = " for want of addresses: MemoryError" if limited else ""  # Rust aborts then
+        ended = os.WTERMSIG(status)
+        return {"problem": f"killed by signal {ended}{why if ended == signal.SIGABRT else ''}"}
     answer = json.loads(text)
     assert isinstance(answer, dict)
     return answer

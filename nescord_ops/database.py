@@ -88,12 +88,12 @@ def read_header(path: Path) -> Header:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise _refusal(f"{path} cannot be opened", error) from error
+        raise refusal(f"{path} cannot be opened", error) from error
     try:
         size = os.fstat(handle).st_size
         raw = os.read(handle, HEADER_BYTES)
     except OSError as error:
-        raise _refusal(f"{path} cannot be read", error) from error
+        raise refusal(f"{path} cannot be read", error) from error
     finally:
         os.close(handle)
     if not raw:
@@ -111,11 +111,14 @@ def read_header(path: Path) -> Header:
     try:
         return Header(page, pages, free, raw[18] == 2, size, _size(beside(path, "-wal")))
     except OSError as error:
-        raise _refusal(f"{path} cannot be read", error) from error
+        raise refusal(f"{path} cannot be read", error) from error
 
 
-def _refusal(text: str, error: OSError) -> OpsError:
-    """What an error of the system's says of a file: where it is not, or nothing."""
+def refusal(text: str, error: OSError) -> OpsError:
+    """Given an error of the system's, return it as one of ours.
+
+    VolumeError if it is about the path, UnreadError if it says nothing of the file.
+    """
     text = f"{text}: {error.strerror}"
     if error.errno in _OF_THE_PATH:
         return VolumeError(text)

@@ -22,6 +22,7 @@ from nescord_ops.storefile import CHECK_HINT
 DAMAGE = {"database.integrity"} | {
     f"chroma.{name}" for name in ("integrity", "index", "vectors", "sequence")
 }
+_OF_THE_COPY = DAMAGE | {"chroma.collection"}  # without which none of Chroma's is looked at
 _Read = TypeVar("_Read")
 CLIENT = {"chroma.roundtrip", "chroma.search"}
 
@@ -32,14 +33,13 @@ def suspects(checks: Iterable[Check], copy: Snapshot) -> set[str]:
     What is not in the copy was not read.
     """
     present = {"database": copy.database, "chroma": copy.chroma}
-    names = DAMAGE | {"chroma.collection"}
-    names -= {f"{store}.integrity" for store, path in present.items() if not path}
-    return {check.name for check in _bad(checks, names)}
+    absent = {f"{store}.integrity" for store, path in present.items() if not path}
+    return {check.name for check in _bad(checks, _OF_THE_COPY - absent)}
 
 
 def unread(checks: Iterable[Check]) -> Check | None:
     """Given what was seen of a copy, return a check of damage that the machine kept from being."""
-    return next((c for c in checks if c.name in DAMAGE and _kept_from(c)), None)
+    return next((c for c in checks if c.name in _OF_THE_COPY and _kept_from(c)), None)
 
 
 def refuse_unread(checks: tuple[Check, ...]) -> tuple[Check, ...]:

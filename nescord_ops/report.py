@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 OPTIONS = ("app_dir", "env_file", "database_url", "chroma_dir")  # of settings.load
 RUN_CHECK = "notebook.run"
+OPEN_FILES = 80  # of the process of two kernels: with 60 one does not start, with 16 zmq aborts
 # What a run takes at its peak, and each notebook in it, where no bytecode is written.
 RUN_BYTES, NOTEBOOK_BYTES = 150_000_000, 125_000_000
 
@@ -104,6 +106,7 @@ def run(
     say = progress or (lambda _: None)
     paths = find(names)
     workers = jobs or _at_once()
+    _refuse_few_files()
 
     with contextlib.ExitStack() as stack:
         # What notebooks that are ended by force leave in TMPDIR; gone after the last of them.
@@ -168,6 +171,14 @@ def run(
         say(f"published {target / stamp}")
     pages = tuple(page.moved(target / stamp) for page, _ in ordered)
     return Run(target / stamp, target / "index.html", pages, demo)
+
+
+def _refuse_few_files() -> None:
+    """Raise ReportError under a limit of open files at which kernels do not start, or abort."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if 0 <= limit < OPEN_FILES:
+        text = f"only {limit} files may be open at once, and a report takes {OPEN_FILES}"
+        raise ReportError(text, "ulimit -n 1024, and run it again")
 
 
 def find(names: Sequence[str] = ()) -> dict[str, Path]:

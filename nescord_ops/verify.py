@@ -28,7 +28,7 @@ from nescord_ops import (
 )
 from nescord_ops.checks import RESTORE_PROVEN, Check, Findings, Status, fail, ok, unknown, warn
 from nescord_ops.doubt import guarded, suspects, unreadable, withdrawn
-from nescord_ops.errors import CaptureError, OpsError, SettingsError
+from nescord_ops.errors import CaptureError, OpsError, SettingsError, UnreadError
 from nescord_ops.settings import Depth, Settings
 from nescord_ops.snapshot import Snapshot, capture
 
@@ -197,8 +197,8 @@ def _examined(
                 found += guarded(
                     "chroma.roundtrip", lambda: client.round_trip(joined, sound=not suspected)
                 )
-    except sqlite3.DatabaseError as error:
-        if database.of_the_machine(error):
+    except (sqlite3.DatabaseError, UnreadError) as error:
+        if isinstance(error, UnreadError) or database.of_the_machine(error):
             text = f"could not be read: {error}"
             found.append(unknown("chroma.collection", text, database.MACHINE_HINT))
         elif Status.FAIL not in {check.status for check in found}:
@@ -235,8 +235,8 @@ def glance(snapshot: Snapshot, settings: Settings) -> tuple[Check, ...]:
             with stores.join(snapshot, settings) as joined:
                 for name, part in parts.items():
                     found += guarded(name, lambda part=part: part(joined))  # type: ignore[misc]
-        except sqlite3.DatabaseError as error:
-            if database.of_the_machine(error):
+        except (sqlite3.DatabaseError, UnreadError) as error:
+            if isinstance(error, UnreadError) or database.of_the_machine(error):
                 raise CaptureError(f"the copy: {error}", database.MACHINE_HINT) from error
             text = f"the store cannot be read: {error}"
             found.append(fail("chroma.sequence", text, "nescord-ops verify says what is wrong"))

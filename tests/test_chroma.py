@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import resource
 import shutil
 import struct
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from nescord_ops import chroma, chroma_build, client, graph
 from nescord_ops.demo import Demo
-from nescord_ops.errors import VolumeError
+from nescord_ops.errors import UnreadError, VolumeError
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +147,23 @@ def test_a_graph_without_links_leads_nowhere_and_links_out_of_it_are_damage(inde
     lists.write_bytes(lists.read_bytes()[:100])
     with pytest.raises(VolumeError, match=r"link_lists\.bin ends"):
         led(index)
+
+
+def test_an_index_that_may_not_be_opened_is_not_called_damaged(index: Path) -> None:
+    header = chroma.read_hnsw(index)
+    chroma.read_vectors(index, header, [], unit=True)  # numpy is there from here on
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        for read in (
+            lambda: chroma.read_hnsw(index),
+            lambda: [*chroma.id_map(index)],
+            lambda: chroma.read_vectors(index, header, [], unit=True),
+        ):
+            with pytest.raises(UnreadError, match="Too many open files"):
+                read()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_data_file_that_is_too_short_is_refused(index: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 
 # One thread, as `prepare` wants; requests hang, crash, raise, and kill the process that serves.
 SCRIPT = """
-import json, os, signal, sys, time
+import json, os, resource, signal, sys, time
 from nescord_ops import chroma_child, client
 
 def descendants():
@@ -31,6 +31,8 @@ def answer(request):
         time.sleep(60)
     if request == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
+    if request == "abort":
+        os.abort()
     if request == "raise":
         raise ValueError("no such\\nthing")
     if request == "orphan":
@@ -38,11 +40,12 @@ def answer(request):
         time.sleep(60)
     return {"chromadb": "chromadb" in sys.modules, "parent": os.getppid()}
 
+resource.setrlimit(resource.RLIMIT_AS, (1 << 40, resource.RLIM_INFINITY))
 chroma_child._answer = answer
 chroma_child.prepare(os.fork)
 resting = descendants()
 seen = {}
-for name in ("fine", "hang", "crash", "raise", "orphan"):
+for name in ("fine", "hang", "crash", "abort", "raise", "orphan"):
     began = time.monotonic()
     found = client.ask(["fine", name], 30 if name != "hang" else 2)
     seen[name] = [found.problem, found.result.get("chromadb"), left()]
@@ -64,6 +67,7 @@ def test_every_end_of_a_child_is_an_answer_and_leaves_no_process() -> None:
     assert seen["fine"] == ["", True, 0]
     assert seen["hang"] == ["Chroma did not answer within 2 s", None, 0]
     assert seen["crash"] == ["killed by signal 11", None, 0]
+    assert seen["abort"] == ["killed by signal 6 for want of addresses: MemoryError", None, 0]
     assert seen["raise"] == ["ValueError: no such thing", None, 0]
     assert seen["orphan"] == ["Chroma's process gave no answer", None, 0]
     assert seen["without"][0] not in ("", "Chroma's process gave no answer")

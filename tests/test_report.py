@@ -8,6 +8,7 @@ import http.server
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -450,6 +451,19 @@ def test_where_nothing_can_be_written_the_error_says_so(tmp_path: Path) -> None:
         report.run([name], out=tmp_path / "file")
     assert caught.value.hint
     assert caught.value.exit_code == 2
+
+
+def test_too_few_files_are_said_before_a_kernel_dies_of_it(tmp_path: Path) -> None:
+    name = make(tmp_path / "n.ipynb", "1")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (report.OPEN_FILES - 1, hard))
+    try:
+        with pytest.raises(ReportError, match="only 79 files") as caught:
+            report.run([name], out=tmp_path / "reports")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "ulimit -n" in caught.value.hint
+    assert not (tmp_path / "reports").exists()
 
 
 @pytest.mark.usefixtures("quick")

@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 from conftest import MakeDemo
 
-from nescord_ops import doubt, settings, verify, volume
+from nescord_ops import chroma, doubt, settings, verify, volume
 from nescord_ops.checks import ChecksFailed, Status
-from nescord_ops.errors import SettingsError
+from nescord_ops.errors import CaptureError, SettingsError
 from nescord_ops.faults import FAULTS
 from nescord_ops.snapshot import capture
 
@@ -316,6 +316,21 @@ def test_what_sqlite_cannot_read_is_looked_at_again_as_what_it_calls_damaged(
             )
         assert seen[0].status is Status.UNKNOWN
         assert doubt.suspects(seen, copy) == {"database.integrity"}
+
+
+def test_an_id_map_that_the_machine_does_not_give_is_no_damage_and_no_proof(demo: MakeDemo) -> None:
+    found = settings.load(app_dir=demo().app_dir)
+    with capture(found) as copy:
+        assert copy.chroma
+        (directory,) = chroma.segment_directories(copy.chroma)
+        (directory / chroma.PICKLE).symlink_to("/proc/self/mem")  # which gives EIO
+        seen = verify.examine(copy, found)
+        (kept,) = [check for check in seen if check.status.exit_code]
+        assert kept.status is Status.UNKNOWN
+        assert "Input/output error" in kept.summary
+        assert doubt.unread(seen) == kept
+        with pytest.raises(CaptureError, match="Input/output error"):
+            verify.glance(copy, found)
 
 
 def swap_database(app: Path, content: bytes) -> None:
