@@ -30,15 +30,13 @@ def steps(
     changes = document.get("changes") or {}
     began = changes.get("since" if first is Status.FAIL else "warned") or {}
     began = began if first is not Status.UNKNOWN else {}
-    fixes = _fixes(document, chosen, began) if first is Status.FAIL else []
+    fixes = _fixes(document, chosen, began)
     fixed = {name for each in fixes for name in each["checks"]}
     rest = [(check, names) for check, names in chosen if check.name not in fixed]
     told: set[str] = set()
     todo = []
     for check, names in rest[:TODO_LIMIT]:
         hint, command = f"{check.hint}", firstscreen.command(check.hint, called)
-        if check.name.startswith("cause.") and hint and not hint.startswith("#"):
-            hint, command = "The first command; the whole fix is below.", hint
         if command == hint.replace("nescord-ops", called, 1):
             hint = ""
         if command:
@@ -62,10 +60,10 @@ def steps(
     word, remark, command = firstscreen.later(document["name"], three, called)
     if unseen and document["name"] in ("verify", "capacity", "troubleshoot", "deploy"):
         remark, command = "Look again at what failed:", f"{called} {document['name']}"
-    elif fixes and not rest:
-        remark, command = "When it is done, look again:", f"{called} verify"
     elif chosen and all(_asks_nothing(check) for check, _ in chosen):
         word = "Nothing now."
+    elif fixes and not rest:
+        remark, command = "When it is done, look again:", f"{called} verify"
     elif first is not None and document["name"] != "troubleshoot":
         remark, command = "Causes, and their fixes as commands:", f"{called} troubleshoot"
     elif first is not None:
@@ -93,15 +91,21 @@ def _asks_nothing(check: Check) -> bool:
 def _fixes(
     document: Mapping[str, Any], chosen: Iterable[tuple[Check, list[str]]], began: Mapping[str, str]
 ) -> list[dict[str, Any]]:
-    """The fixes that a document has for its failed checks; see `diagnosis.Fix`."""
-    failed = {check.name: check for check, _ in chosen}
-    found = []
-    for fix in document["data"].get("fixes") or ():
+    """The fixes that a document has for its gravest checks; see `diagnosis.Fix`.
+
+    Of troubleshoot's, each of its causes is such a check.
+    """
+    failed, data = {check.name: check for check, _ in chosen}, document["data"]
+    causes = [{**each, "checks": [f"cause.{each['name']}"]} for each in data.get("diagnoses") or ()]
+    found: list[dict[str, Any]] = []
+    for fix in data.get("fixes") or causes:
         names = [name for name in fix["checks"] if name in failed]
+        if not names:
+            continue
         first = min((began[name] for name in names if name in began), default="")
         found.append(
             {
-                "badge": show.badge(Status.FAIL),
+                "badge": show.badge(failed[names[0]].status),
                 "says": fix["says"],
                 "checks": names,
                 "since": since(first),
@@ -110,7 +114,7 @@ def _fixes(
                 "steps": _steps(fix["commands"]),
             }
         )
-    return [each for each in found if each["checks"]]
+    return found
 
 
 def _steps(lines: Iterable[str]) -> list[dict[str, str]]:

@@ -331,6 +331,19 @@ def test_the_fix_of_failed_checks_stands_once_as_lines_to_copy() -> None:
     assert "Not repaired: the same 2 checks fail as then." in first_screen(same)
 
 
+def test_each_cause_that_troubleshoot_names_stands_with_its_whole_fix() -> None:
+    commands = ["# stop the bot", "# what may go:", "nescord-ops clean", "# see:"]
+    cause = {"name": "full", "says": "the volume is full", "plan": "Make room."}
+    data = {"diagnoses": [{**cause, "commands": commands}]}
+    for level in (fail, warn):
+        found = [level("cause.full", "it is full (access.space: 3 MB)", "nescord-ops clean")]
+        html = page(found, "troubleshoot", data=data)
+        text = first_screen(html)
+        assert "the volume is full → Make room. Stop the bot What may go: nescord-ops clean" in text
+        assert "<li>See:</li>" in html
+        assert "3 MB) cause.full" in text
+
+
 def test_a_hint_that_is_a_command_stands_there_once() -> None:
     above = page([fail("a", "b", "nescord-ops verify")]).partition('id="checks"')[0]
     assert above.count("nescord-ops verify") == 1
