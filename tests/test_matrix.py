@@ -52,6 +52,7 @@ CODES = {
     "restore --dry-run": "02100000000000000",
     "restore --to": "02000000000000000",
     "restore": "02100000000000000",
+    "restore --only chroma": "02100000000000000",
     "offsite push": "02000000000000000",
 }
 

@@ -95,11 +95,12 @@ class Matrix:
 
     def new(self, command: Command, volume: str) -> dict[str, Any]:
         """What the stores are after a restore or a clean-up that nothing disturbs."""
-        key = command.name if command.name == "restore" else volume
+        restores = command.name.startswith("restore")
+        key = "restore" if restores else volume
         with self._lock:
             if key not in self._new:
                 world = self._fresh(volume)
-                if command.name == "restore":
+                if restores:
                     target = world.root / "out" / "reference"
                     restore.run(self.world(HEALTHY).settings, world.ids["B"], to=target)
                     database = bytes_of(files(target))["nescordbot.db"]

@@ -59,6 +59,7 @@ COMMANDS = {
         Command("restore {B} --dry-run"),
         Command("restore {B} --to {out}/restored"),
         Command("restore {B}", "live"),
+        Command("restore {B} --only chroma", "live"),
         Command("offsite push {C}", "offsite store"),
         Command("offsite list"),
         Command("offsite check {B}", "store"),

@@ -152,10 +152,12 @@ def of_the_swap(
         again = execute(world, command, Machine())
         if note.exists() or again.code not in (0, 1):
             yield f"not recovered: {again}"
-    if command.name == "restore":
+    if command.name.startswith("restore"):
         now = {name: bytes_of(found) for name, found in stores(world).items()}
-        is_old = now == {name: bytes_of(found) for name, found in before.stores.items()}
-        is_new = now == {**new, "database": {world.settings.database.name: new["database"]}}
+        old = {name: bytes_of(found) for name, found in before.stores.items()}
+        notes = {world.settings.database.name: new["database"]}
+        is_old = now == old
+        is_new = now == {**new, "database": old["database"] if "--only" in command.name else notes}
     else:
         is_old, is_new = logical(world) == before.logical, logical(world) == new
     if code == 0 and not is_new:
