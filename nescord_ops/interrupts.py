@@ -8,6 +8,11 @@ read at every line of progress, before anything is published, and at the end.
 from __future__ import annotations
 
 import signal
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 
 class Terminated(KeyboardInterrupt):
@@ -22,6 +27,7 @@ _arrived = False
 
 def watch() -> None:
     """From now on both signals raise Terminated; a shell's `&` has SIGINT ignored, and it stays."""
+    sys.unraisablehook = _unraisable
     signal.signal(signal.SIGTERM, _arrive)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _arrive)
@@ -36,6 +42,12 @@ def check() -> None:
     """Raise Terminated if a signal has asked this process to end."""
     if _arrived:
         raise Terminated
+
+
+def _unraisable(lost: UnraisableHookArgs) -> None:
+    """Print no traceback of an exception that was lost and is noted."""
+    if lost.exc_type is not Terminated:
+        sys.__unraisablehook__(lost)
 
 
 def _arrive(*_: object) -> None:
