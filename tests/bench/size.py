@@ -380,7 +380,7 @@ class Bench:
         self.measure("troubleshoot", "troubleshoot")
         self.measure("deploy", "deploy")
         self.measure("clean (dry run)", "clean")
-        self.measure("report of six", "report")
+        self.measure("report of six", "report", "--timeout", "3600")
         if "backup create, next" in (self.only or ["backup create, next"]):
             change(self.volume)
         self.measure("backup create, next", "backup", "create")
