@@ -935,6 +935,7 @@ def test_a_server_that_hangs_in_the_middle_leaves_nothing_visible(
         offsite.push(in_bucket, ID, progress=hang)
     assert time.monotonic() - started < 10
     assert caught.value.hint
+    monkeypatch.setattr(remote, "ANSWER_SECONDS", 60.0)
     bucket(monkeypatch, s3)
     assert offsite.listing(in_bucket) == ()
     offsite.push(in_bucket, ID)
