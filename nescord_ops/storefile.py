@@ -279,7 +279,9 @@ def read_generation(db: sqlite3.Connection, number: int) -> Generation:
         raise StoreError(f"the record of generation {number} is missing", CHECK_HINT)
     identity, taken_at, evidence, added, digest = row
     damaged = Generation(str(identity), datetime.fromtimestamp(0, UTC), {}, 0, 0, 0, intact=False)
-    if len(evidence) > _EVIDENCE_CHARS or digest != manifest_digest(db, number):
+    if not isinstance(evidence, str) or len(evidence) > _EVIDENCE_CHARS:
+        return damaged
+    if digest != manifest_digest(db, number):
         return damaged
     try:  # whoever altered it may have sealed it anew
         moment, facts = datetime.fromisoformat(taken_at).astimezone(UTC), json.loads(evidence)

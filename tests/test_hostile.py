@@ -42,6 +42,8 @@ from nescord_ops import (
     restore,
     settings,
     snapshot,
+    store,
+    storefile,
     swap,
     verify,
     volume,
@@ -192,8 +194,6 @@ def sealed(kit: dict[str, Any], directory: Path, script: str, *values: object) -
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute(script, values)
         for (number,) in db.execute("SELECT number FROM generation").fetchall():
-            from nescord_ops import storefile
-
             storefile.seal(db, number)
     return settings.load(app_dir=directory / "app", required=False)
 
@@ -238,6 +238,26 @@ def test_a_record_that_was_altered_and_sealed_anew_is_damage(
     with pytest.raises(OpsError):
         inventory.materialise(found, kept.id, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("column", ["id", "taken_at", "evidence", "added_bytes", "digest"])
+@pytest.mark.parametrize("value", [None, b"\xff", 5])
+def test_a_record_of_types_that_its_table_forbids_is_damage(
+    column: str, value: object, kit: dict[str, Any], tmp_path: Path
+) -> None:
+    """A flipped bit in a row's header makes a value of another type, or none."""
+    found = sealed(kit, tmp_path, "UPDATE generation SET number = number")
+    path = found.backup_dir / "store.sqlite3"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA writable_schema = ON")
+        loose = "UPDATE sqlite_schema SET sql = replace(replace(sql, 'NOT NULL', ''), 'STRICT', '')"
+        db.execute(f"{loose} WHERE name = 'generation'")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute(f"UPDATE generation SET {column} = ?", (value,))
+    (kept,) = inventory.listing(found).backups
+    assert kept.status is Status.FAIL
+    with storefile.open_store(path) as opened:
+        assert store.check(opened)
 
 
 def test_the_record_itself_is_sound(kit: dict[str, Any], tmp_path: Path) -> None:
