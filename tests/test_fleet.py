@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pickle
@@ -505,7 +506,11 @@ def test_an_interrupted_fleet_leaves_no_child(tmp_path: Path, number: int) -> No
     command += ["--out", str(tmp_path / "out"), notebook(tmp_path)]
     (tmp_path / "tmp").mkdir()
     environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, text=True)
+    # a run in a shell's background has SIGINT ignored, and its children as well
+    hears = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, env=environment, text=True, preexec_fn=hears
+    )
     wait_for(lambda: len(alive(SLEEP)) == 2, 60)
     process.send_signal(number)
     _, said = process.communicate(timeout=30)
