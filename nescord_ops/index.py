@@ -110,7 +110,7 @@ def newest(
         "time": show.moment(run.generated_at),
         "demo": run.demo,
         "volume": run.volume,
-        "since": _since(worst) if status.exit_code else "",
+        "since": _since(worst, run.generated_at) if status.exit_code else "",
         "first": {"name": worst[0].name, "html": f"{prefix}{quote(worst[0].name)}.html"}
         if worst and status is not Status.OK
         else None,
@@ -145,13 +145,14 @@ def _unseen(page: history.PageRow) -> bool:
     return page.standing and not Status(page.status).exit_code
 
 
-def _since(pages: Iterable[history.PageRow]) -> str:
+def _since(pages: Iterable[history.PageRow], now: datetime) -> str:
     """Since when the pages' failures stand, in words; empty where the history does not say."""
     times = []
     for each in pages:
         with contextlib.suppress(ValueError):
             times.append(datetime.fromisoformat(each.since))
-    return f"Failing since {show.moment(min(times))}" if times else ""
+    began = show.moment(min(times)) if times else ""
+    return "First seen now" if began == show.moment(now) else f"Failing since {began}" * bool(began)
 
 
 def _healthy_before(run: RunRow, runs: Sequence[RunRow]) -> RunRow | None:

@@ -114,7 +114,8 @@ def _changes(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, An
     healthy, previous = todo.since(changes.get("last_healthy")), todo.since(changes.get("previous"))
     said = ""
     if failed and since:
-        said = f"Failing since {since}"
+        new = not changes.get("previous") or failed <= {*changes["new"]}
+        said = "First seen now" if new else f"Failing since {since}"
         said += f"; last healthy run {healthy}." if healthy else "; no healthy run is known."
     elif unseen:
         times = (todo.since(each.get("since")) for each in unseen.values())
