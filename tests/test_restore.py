@@ -639,7 +639,8 @@ def test_an_interrupt_amid_the_swap_comes_too_late(
     assert not list(site.settings.database.parent.glob(".*"))
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [100])
 def test_killed_at_any_moment_both_stores_are_old_or_new(
     base: Site, outcome: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
 ) -> None:

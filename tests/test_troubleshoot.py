@@ -124,7 +124,14 @@ def backed_up(base_demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Demo
     return dataclasses.replace(base_demo, app_dir=app)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+# their fix is that of lost vectors
+ALIKE = ("torn-copy", "truncated-pickle")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ALIKE)) for name in FAULTS],
+)
 def test_each_fault_leads_to_its_cause_and_the_fix_makes_verify_well(
     fault: str, demo: MakeDemo, backed_up: Demo, tmp_path: Path
 ) -> None:
