@@ -25,12 +25,16 @@ LEAKED = (
     " (SELECT 1 FROM bot.knowledge_notes n WHERE n.id = substr(e.embedding_id, 6))"
 )
 RESIDUE = f"e.embedding_id = '{PROBE_RESIDUE}'"
+# A note has no record in the collection whose segment is the parameter.
+_NO_RECORD = (
+    "NOT EXISTS (SELECT 1 FROM vec.embeddings e"
+    " WHERE e.segment_id = ? AND e.embedding_id = 'note_' || {note})"
+)
 # Notes (m) that are not in Chroma, and that the bot no longer tries to add.
 UNSYNCED = (
     "(m.sync_status IS NOT 'pending' OR m.retry_count IS NOT 0)"
     " AND EXISTS (SELECT 1 FROM bot.knowledge_notes n WHERE n.id = m.note_id)"
-    " AND NOT EXISTS (SELECT 1 FROM vec.embeddings e"
-    " WHERE e.segment_id = ? AND e.embedding_id = 'note_' || m.note_id)"
+    f" AND {_NO_RECORD.format(note='m.note_id')}"
 )
 ORPHAN_SYNC = (
     "NOT EXISTS (SELECT 1 FROM bot.knowledge_notes n WHERE n.id = m.note_id)"
@@ -47,8 +51,7 @@ def lost(stores: Stores) -> Iterator[Check]:
     if stores.has_sync:
         status, join = "m.sync_status", "LEFT JOIN bot.sync_metadata m ON m.note_id = n.id"
     absent = (
-        f"FROM bot.knowledge_notes n {join} WHERE NOT EXISTS (SELECT 1 FROM vec.embeddings e"
-        " WHERE e.segment_id = ? AND e.embedding_id = 'note_' || n.id)"
+        f"FROM bot.knowledge_notes n {join} WHERE {_NO_RECORD.format(note='n.id')}"
         f" AND (coalesce({status}, '') = 'synced') = ?"
     )
     example = stores.example(f"SELECT n.id {absent}", mine.metadata_segment, True)

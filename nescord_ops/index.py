@@ -151,8 +151,10 @@ def _since(pages: Iterable[history.PageRow], now: datetime) -> str:
     for each in pages:
         with contextlib.suppress(ValueError):
             times.append(datetime.fromisoformat(each.since))
-    began = show.moment(min(times)) if times else ""
-    return "First seen now" if began == show.moment(now) else f"Failing since {began}" * bool(began)
+    if not times:
+        return ""
+    began = show.moment(min(times))
+    return "First seen now" if began == show.moment(now) else f"Failing since {began}"
 
 
 def _healthy_before(run: RunRow, runs: Sequence[RunRow]) -> RunRow | None:
