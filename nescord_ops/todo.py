@@ -29,6 +29,7 @@ def steps(
     chosen = show.alike(levels[first]) if first else []
     changes = document.get("changes") or {}
     began = changes.get("since" if first is Status.FAIL else "warned") or {}
+    began = {name: at for name, at in began.items() if _earlier(at, document)}
     began = began if first is not Status.UNKNOWN else {}
     fixes = _fixes(document, chosen, began)
     fixed = {name for each in fixes for name in each["checks"]}
@@ -145,6 +146,11 @@ def _behind(level: Status, number: int) -> str:
     if level is Status.WARN:
         return show.count(number, "warning")
     return f"{show.count(number, 'check')} could not be made; mend what is above first"
+
+
+def _earlier(at: object, document: Mapping[str, Any]) -> bool:
+    """Whether a time of the history is before the document's, by the minutes that a page shows."""
+    return since(at) != since(document["generated_at"])
 
 
 def since(text: object) -> str:

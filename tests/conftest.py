@@ -10,11 +10,17 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from nescord_ops import demo as demos
 from nescord_ops.demo import Demo
 from nescord_ops.faults import FAULTS
+
+# The same examples each time, however slow the machine: the default suite answers alike everywhere.
+# What draws anew is `tests/bench/fuzz.py`, and any test with `--hypothesis-profile default`.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("same")
 
 MakeDemo = Callable[..., Demo]
 _PREFIXES = ("NESCORD_OPS_", "RAILWAY_", "CHROMADB_")

@@ -1201,9 +1201,7 @@ STEPS = st.lists(
 
 
 @pytest.mark.slow
-@hypothesis_settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@hypothesis_settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_any_sequence_of_commands_leaves_the_rest_restorable(
     steps: list[tuple[str, int]], demo: MakeDemo, tmp_path_factory: pytest.TempPathFactory

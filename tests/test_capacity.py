@@ -136,9 +136,7 @@ def test_free_pages_stand_apart(bare: Settings) -> None:
     assert "nescord-ops clean pages" in row.how
 
 
-@hypothesis_settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@hypothesis_settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(
         st.sampled_from(

@@ -346,7 +346,7 @@ def test_a_broken_file_is_a_finding_with_its_line(
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_damage_of_any_file_is_a_traceback(
     tmp_path_factory: pytest.TempPathFactory, data: Any
 ) -> None:
@@ -512,7 +512,7 @@ PLACES = {
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_secret_is_ever_shown(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     """Wherever it stands, as long as one variable that is a secret has it."""
     files = data.draw(st.lists(st.sampled_from(sorted(PLACES)), min_size=1, unique=True))

@@ -513,7 +513,7 @@ def test_an_interrupted_fleet_leaves_no_child(tmp_path: Path, number: int) -> No
     )
     wait_for(lambda: len(alive(SLEEP)) == 2, 60)
     process.send_signal(number)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=90)
     assert "Traceback" not in said
     if number != signal.SIGKILL:
         assert process.returncode == 130

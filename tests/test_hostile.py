@@ -73,8 +73,6 @@ def test_what_an_enemy_writes_is_read_or_refused(
 
     @examples(
         max_examples=12,
-        deadline=None,
-        database=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
     @given(st.binary(max_size=300))
@@ -477,7 +475,7 @@ def test_a_variable_that_grows_by_its_references_is_refused(text: str, tmp_path:
     assert time.process_time() - began < 2
 
 
-@examples(max_examples=60, deadline=None, database=None)
+@examples(max_examples=60)
 @given(
     st.lists(
         st.tuples(

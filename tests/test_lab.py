@@ -234,7 +234,7 @@ def test_jupyterlab_shows_the_verdict_and_an_error_and_leaves_nothing(
         page.keyboard.insert_text("load(app_dir='/nowhere')")
         page.keyboard.press("Shift+Enter")
         said = page.locator(".jp-OutputArea-output", has_text="SettingsError").last
-        said.wait_for(timeout=30_000)
+        said.wait_for(timeout=60_000)
         page.screenshot(path=str(tmp_path / "error.png"))
         lines = said.inner_text().strip().splitlines()
         assert lines[0] == "SettingsError: the bot's directory /nowhere is not a directory"

@@ -77,7 +77,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.send_response(200)
                 self.end_headers()
                 with contextlib.suppress(ConnectionError):
-                    for _ in range(100):
+                    for _ in range(300):
                         self.wfile.write(b" ")
                         time.sleep(0.1)
             case 6:
@@ -85,7 +85,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             case 7:
                 self.wfile.write(b"\x00\xff no HTTP at all\r\n")
             case 8:
-                time.sleep(3)
+                time.sleep(10)
             case 9:
                 self.answer(500, f"{self.path} {TOKEN}".encode())
             case _:
@@ -152,7 +152,7 @@ def test_a_verdict_with_a_price_is_told_whole(tmp_path: Path) -> None:
     assert sent.title == "✓ The volume costs $0.04 a month"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.text(), st.text(), st.lists(st.tuples(st.text(max_size=900), st.text(max_size=900)))
 )  # fmt: skip
@@ -216,7 +216,7 @@ def test_what_does_not_arrive_is_a_line_in_time_without_the_address(
 ) -> None:
     began = time.monotonic()
     lines = notify.outlets([service.hook(kind)], service.url + "/ok").tell(message())
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 8, "all of it together, on a slow machine"
     assert len(lines) == 1
     assert re.fullmatch(rf"notification 1 \(127.0.0.1\) was not delivered: ({said})", lines[0])
     assert service.paths("GET") == ["/ok/fail"], "the ping went all the same, and no redirect"

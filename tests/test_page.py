@@ -324,6 +324,11 @@ def test_the_fix_of_failed_checks_stands_once_as_lines_to_copy() -> None:
     assert "Since 2026-11-20 03:00 UTC, 4 days ago ; seen by these 2 checks: gone" in text
     assert "When it is done, look again: nescord-ops verify" in text
     assert "taken before the failure; a drill restored it whole" in text
+    now = {"since": dict.fromkeys(names, NOW.isoformat())}
+    assert "Seen by these 2 checks: gone" in first_screen(
+        page(found, data=data, changes=CHANGES | now)
+    )
+    assert ", since" not in first_screen(page(found, changes=CHANGES | now))
     alone = page([*found, fail("stores.lost", "3 notes", "do this")], data=data)
     assert "→ do this" in first_screen(alone)
     assert "Causes, and their fixes as commands:" in first_screen(alone)

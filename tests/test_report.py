@@ -534,7 +534,7 @@ def test_an_interrupted_run_leaves_no_kernel_and_no_page(tmp_path: Path, number:
     )
     wait_for(lambda: alive(mark))
     process.send_signal(number)
-    process.wait(15)
+    process.wait(60)
     if number == signal.SIGINT:
         assert alive(mark) == []
         assert list(out.iterdir()) == []

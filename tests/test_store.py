@@ -144,7 +144,7 @@ trees = st.dictionaries(
 ).filter(lambda tree: not any(a != b and b.startswith(f"{a}/") for a in tree for b in tree))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(tree=trees)
 def test_any_tree_comes_out_as_it_went_in(tree: dict[str, bytes]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
@@ -154,7 +154,7 @@ def test_any_tree_comes_out_as_it_went_in(tree: dict[str, bytes]) -> None:
         assert damage(Path(scratch, "s")) == []
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(steps=st.lists(st.one_of(trees, st.integers(0, 5)), max_size=6))
 def test_any_sequence_of_adding_and_removing_leaves_the_rest_whole(
     steps: list[dict[str, bytes] | int],
