@@ -152,15 +152,6 @@ def run(
     )
 
 
-def recover(settings: Settings, *, dry_run: bool = False) -> str:
-    """Complete or undo a restore that was interrupted; return what was found, or nothing.
-
-    Raise VolumeError if a process has the live data open, or if the restore was of other places.
-    """
-    with swap.alone(settings, dry_run=dry_run):
-        return swap.recover(settings, dry_run=dry_run)
-
-
 def _inside(to: Path, settings: Settings) -> dict[str, Path]:
     """The places in a directory of its own; raise VolumeError unless it is absent or empty."""
     if volume.place(to).kind not in ("missing", "directory") or (to.exists() and any(to.iterdir())):
@@ -226,24 +217,26 @@ def refuse_full(directory: Path, needed: int) -> None:
 
 def refuse_place(settings: Settings, each: swap.Swap) -> None:
     """Raise VolumeError if a store's place is not where a copy can be put by rename."""
-    path, seen, mount = each.live, volume.place(each.live), volume.mount_of(each.live)
+    path, seen = each.live, volume.place(each.live)
     expected = "file" if each.name == "database" else "directory"
     variable = _VARIABLES[each.name]
     if seen.kind == "link":
-        hint = f"set {variable} to where it leads: {path.resolve()}"
+        hint = f"set {variable} to where it leads: {os.path.realpath(path)}"
         raise VolumeError(f"{path} is a link, and renaming would replace the link", hint)
     if seen.kind not in (expected, "missing"):
         raise VolumeError(f"{path} is no {expected} but {seen.kind}", f"check {variable}")
+    mount = volume.mount_of(path)
     if mount and seen.kind != "missing" and mount.path == path.resolve():
         hint = "restore with --to DIR, and copy that into it with the bot stopped"
         raise VolumeError(f"{path} is a mount point, which cannot be renamed", hint)
     if mount and mount.read_only:
         hint = "remount it, or restore with --to a directory elsewhere"
         raise VolumeError(f"{path} is on a read-only file system, {mount.path}", hint)
-    inner = [p for p in (settings.database, settings.backup_dir) if p.is_relative_to(path)]
-    if each.name == "chroma" and inner:
-        hint = "move it out of there: Chroma's directory is replaced as a whole"
-        raise VolumeError(f"{inner[0]} is in Chroma's directory", hint)
+    for inner in (settings.database, settings.backup_dir):
+        ways = (inner, Path(os.path.realpath(inner)))  # a link may lead into it
+        if each.name == "chroma" and any(way.is_relative_to(path) for way in ways):
+            hint = "move it out of there: Chroma's directory is replaced as a whole"
+            raise VolumeError(f"{inner} is in Chroma's directory", hint)
 
 
 def _perform(

@@ -64,8 +64,12 @@ class Swap:
 
 
 def live(settings: Settings) -> dict[str, Path]:
-    """Return the places of the stores by name."""
-    return {"chroma": settings.chroma_dir, "database": settings.database}
+    """Return the places of the stores by name, with no link on the way to them.
+
+    So one directory that two ways lead to is one.
+    """
+    places = {"chroma": settings.chroma_dir, "database": settings.database}
+    return {name: Path(os.path.realpath(p.parent), p.name) for name, p in places.items()}
 
 
 def plan(places: Mapping[str, Path], now: datetime) -> list[Swap]:
@@ -107,11 +111,14 @@ def _lock(handle: int) -> None:
 def alone(settings: Settings, *, dry_run: bool = False) -> Iterator[None]:
     """Keep other restores and clean-ups out, by a lock on the directories of the stores."""
     with contextlib.ExitStack() as locks:
-        for parent in sorted({path.parent for path in live(settings).values()}):
+        parents = {path.parent for path in live(settings).values()}
+        if dry_run:  # two that are missing may lie in one that exists
+            parents = {volume.existing(parent) for parent in parents}
+        for parent in sorted(parents):
             try:
                 if not dry_run:
                     parent.mkdir(parents=True, exist_ok=True)
-                handle = os.open(volume.existing(parent), os.O_RDONLY | os.O_DIRECTORY)
+                handle = os.open(parent, os.O_RDONLY | os.O_DIRECTORY)
                 locks.callback(os.close, handle)
                 _lock(handle)
             except BlockingIOError as error:
@@ -288,7 +295,7 @@ def _noted(note: Path, places: Mapping[str, Path]) -> tuple[list[Swap], str]:
         meant, purpose = dict(said["places"]), show.printable(said["purpose"])
         if not _STAMP.fullmatch(said["stamp"]):
             raise ValueError("no time")
-        if not meant.keys() <= places.keys():
+        if not meant or not meant.keys() <= places.keys():
             raise ValueError("no such store")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise VolumeError(f"{note} is no note of a swap: {error}", "remove it") from error

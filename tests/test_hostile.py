@@ -723,6 +723,9 @@ NOTES: dict[str, Callable[[Path], object]] = {
     "of no store": lambda note: note.write_text(
         json.dumps({"purpose": "x", "stamp": "20260801_120000", "places": {"x": "None"}})
     ),
+    "of nothing": lambda note: note.write_text(
+        json.dumps({"purpose": "x", "stamp": "20260801_120000", "places": {}})
+    ),
 }
 
 
@@ -731,7 +734,7 @@ def test_a_note_of_a_swap_that_is_none_is_refused(kind: str, tmp_path: Path) -> 
     (tmp_path / "data").mkdir()
     NOTES[kind](tmp_path / "data" / swap.INTENT)
     with pytest.raises(VolumeError, match="is no note of a swap"):
-        restore.recover(settings.load(app_dir=tmp_path, required=False))
+        swap.recover(settings.load(app_dir=tmp_path, required=False))
 
 
 def test_stale_scratch_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:

@@ -405,10 +405,47 @@ def test_links_and_other_things_in_the_live_places_are_refused(site: Site) -> No
     found.chroma_dir.symlink_to(moved)
     assert str(moved) in refused(site, "is a link").hint
     found.chroma_dir.unlink()
+    found.chroma_dir.symlink_to(found.chroma_dir)
+    refused(site, "is a link")
+    found.chroma_dir.unlink()
     found.chroma_dir.write_text("")
     assert "CHROMADB_PERSIST_DIRECTORY" in refused(site, "is no directory but file").hint
     inside = dataclasses.replace(found, chroma_dir=found.database.parent)
     refused(dataclasses.replace(site, settings=inside), "in Chroma's directory")
+
+
+def test_backups_that_a_link_leads_into_chromas_directory_are_not_moved_with_it(
+    site: Site,
+) -> None:
+    found, way = site.settings, site.settings.app_dir / "way"
+    way.symlink_to(found.chroma_dir)
+    found.backup_dir.rename(found.chroma_dir / "backups")
+    found = dataclasses.replace(found, backup_dir=way / "backups")
+    before = tree(found.backup_dir)
+    with pytest.raises(VolumeError, match="in Chroma's directory"):
+        restore.run(found, site.backup)
+    assert tree(found.backup_dir) == before
+
+
+@pytest.mark.usefixtures("unproven")
+def test_one_directory_that_two_ways_lead_to_is_one(site: Site, tmp_path: Path) -> None:
+    way = tmp_path / "way"
+    way.symlink_to(site.settings.database.parent)
+    found = dataclasses.replace(site.settings, chroma_dir=way / "chromadb")
+    result = restore.run(found, site.backup)
+    restore.run(found, site.backup, to=tmp_path / "out")
+    assert live(found) == tree(tmp_path / "out")
+    assert len(result.kept) == 1
+
+
+def test_a_dry_run_before_the_directories_of_both_stores_are_there(
+    site: Site, tmp_path: Path
+) -> None:
+    lost = tmp_path / "lost"
+    database, chroma = lost / "a" / "nescordbot.db", lost / "b" / "chromadb"
+    found = dataclasses.replace(site.settings, database=database, chroma_dir=chroma)
+    assert restore.run(found, site.backup, dry_run=True).placed == (chroma, database)
+    assert not lost.exists()
 
 
 def test_a_directory_that_is_not_empty_is_refused(site: Site, tmp_path: Path) -> None:
@@ -498,6 +535,12 @@ def test_two_restores_at_once_are_one_too_many(site: Site) -> None:
         refused(site, "another restore or clean-up is at work")
 
 
+def recover(found: Settings) -> str:
+    """What every restore and clean-up begins with."""
+    with swap.alone(found):
+        return swap.recover(found)
+
+
 def in_child(work: Callable[[], object]) -> int:
     """Run work in a forked process and return its pid; it ends with 0, or 1 for any error."""
     pid = os.fork()
@@ -515,7 +558,7 @@ def check_after_kill(site: Site, old: Tree, new: Tree) -> str:
     """Recover, and return `old` or `new`: both stores are one of them, and nothing is left over."""
     found, whole = site.settings, new["nescordbot.db"] != old["nescordbot.db"]
     replaced = {name: data for name, data in old.items() if whole or "chroma" in name}
-    said = restore.recover(found)
+    said = recover(found)
     now = live(found)
     assert now in (old, new)
     kept = [path for path in found.database.parent.glob("replaced_*") if any(path.iterdir())]
@@ -523,7 +566,7 @@ def check_after_kill(site: Site, old: Tree, new: Tree) -> str:
     assert not list(found.database.parent.glob(".*"))
     assert ("undone" in said) <= (now == old)
     assert ("completed" in said) <= (now == new)
-    assert restore.recover(found) == ""
+    assert recover(found) == ""
     return "old" if now == old else "new"
 
 
@@ -599,7 +642,7 @@ def test_a_swap_that_was_given_up_is_not_completed_from_what_is_left_of_it(site:
 
     _, status = os.waitpid(in_child(work), 0)
     assert os.WIFSIGNALED(status)
-    assert "undone" in restore.recover(site.settings)
+    assert "undone" in recover(site.settings)
     assert live(site.settings) == old
 
 
@@ -616,7 +659,7 @@ def test_a_swap_that_cannot_even_be_given_up_says_how_to_go_on(
         with pytest.raises(VolumeError, match="stopped half way") as caught:
             restore.run(site.settings, site.backup)
     assert "run the same command again" in caught.value.hint
-    assert "completed" in restore.recover(site.settings)
+    assert "completed" in recover(site.settings)
     assert live(site.settings) == outcome
 
 
@@ -697,7 +740,7 @@ def test_what_a_bot_wrote_in_between_is_kept_too(site: Site, outcome: Tree) -> N
         path = database.beside(found.database, suffix)
         path.rename(kept / path.name)
     write(found.database, "CREATE TABLE made_by_the_bot(n)")
-    assert "completed" in restore.recover(found)
+    assert "completed" in recover(found)
     assert live(found) == outcome
     assert {name: data for name, data in old.items() if "chroma" not in name} == {
         name: data for name, data in tree(kept).items() if name in old and "chroma" not in name
@@ -712,8 +755,8 @@ def test_an_interrupted_restore_waits_for_the_bot_to_stop(site: Site) -> None:
         holding(site.settings.database, HOLD_WAL) as pid,
         pytest.raises(VolumeError, match=f"process {pid}"),
     ):
-        restore.recover(site.settings)
-    assert "completed" in restore.recover(site.settings)
+        recover(site.settings)
+    assert "completed" in recover(site.settings)
 
 
 def test_an_interrupted_restore_of_other_places_and_a_forged_note_are_left_alone(
@@ -724,12 +767,12 @@ def test_an_interrupted_restore_of_other_places_and_a_forged_note_are_left_alone
     other = dataclasses.replace(site.settings, chroma_dir=site.settings.app_dir / "other")
     before = tree(site.settings.app_dir)
     with pytest.raises(VolumeError, match="the settings differ now"):
-        restore.recover(other)
+        recover(other)
     said = note.read_text()
     for forged in ("", "[]", said.replace("20260102_120000", "../../x")):
         note.write_text(forged)
         with pytest.raises(VolumeError, match="no note of a swap"):
-            restore.recover(site.settings)
+            recover(site.settings)
     note.write_text(said)
     assert tree(site.settings.app_dir) == before
 
