@@ -48,6 +48,7 @@ ROLLBACK_LIMIT_SECONDS = 3.0  # the bot gives up on a locked database after 5 s 
 _STEP_PAGES = 2000
 _COPY_BYTES = 1 << 24
 _SUFFIXES = ("", "-wal", "-journal")
+_SUPER = bytes.fromhex("d9d505f920a163d7")  # ends a journal that names a super-journal
 
 Progress = Callable[[str], None]
 Stats = dict[Path, tuple[int, int, int]]
@@ -127,14 +128,8 @@ def capture(settings: Settings, progress: Progress | None = None) -> Iterator[Sn
     Raise CaptureError if there is no room, or if the store would not hold still: nothing torn is
     ever handed out. A store that is missing or unreadable is left out, with its reason.
     """
-    needed = sum(
-        volume.usage(path).allocated_bytes
-        for path in (
-            settings.chroma_dir,
-            *(database.beside(settings.database, suffix) for suffix in _SUFFIXES),
-        )
-        if path.exists()
-    )
+    files = [database.beside(settings.database, suffix) for suffix in _SUFFIXES]
+    needed = sum(volume.usage(path).allocated_bytes for path in (settings.chroma_dir, *files))
     with scratch(needed + needed // 20 + (16 << 20)) as root:
         yield copy_stores(settings, root, progress)
 
@@ -145,23 +140,21 @@ def copy_stores(settings: Settings, root: Path, progress: Progress | None = None
     started = time.monotonic()
     as_bytes: set[Path] = set()
     for attempt in range(1, ATTEMPTS + 1):
+        lock, hold = attempt > UNLOCKED_ATTEMPTS, attempt == ATTEMPTS
         say("copying both stores" if attempt == 1 else f"the store moved: attempt {attempt}")
         try:
-            taken, lock_seconds, problems = _attempt(
-                *(settings, root, as_bytes),
-                lock=attempt > UNLOCKED_ATTEMPTS,
-                hold=attempt == ATTEMPTS,
-            )
+            taken, lock_seconds, problems = _attempt(settings, root, as_bytes, lock=lock, hold=hold)
         except Moved as moved:
             if isinstance(moved, _NoConnection):
-                as_bytes.add(moved.path)
+                as_bytes.add(moved.args[0])
             for entry in root.iterdir():
                 volume.remove_tree(entry) if entry.is_dir() else entry.unlink()
             time.sleep(0.05 * attempt)
             continue
         except (OSError, sqlite3.Error, UnreadError) as error:
             text = f"the stores cannot be copied into {root.parent}: {error}"
-            raise CaptureError(text, "see that TMPDIR has room, and the volume reads") from error
+            hint = getattr(error, "hint", "see that TMPDIR has room, and the volume reads")
+            raise CaptureError(text, hint) from error
         return Snapshot(
             root=root,
             database=None if "database" in problems else root / DATABASE,
@@ -172,10 +165,8 @@ def copy_stores(settings: Settings, root: Path, progress: Progress | None = None
             lock_seconds=lock_seconds,
             attempts=attempt,
         )
-    raise CaptureError(
-        f"the stores changed during each of {ATTEMPTS} attempts to copy them",
-        "run it again when the bot is less busy, or with the bot stopped",
-    )
+    text = f"the stores changed during each of {ATTEMPTS} attempts to copy them"
+    raise CaptureError(text, "run it again when the bot is less busy, or with the bot stopped")
 
 
 class Moved(Exception):  # noqa: N818 - not an error: the signal to try again
@@ -199,7 +190,6 @@ def _attempt(
     if not lock and chroma_file not in resting:
         plain.append(chroma_file)
     before = _quiet(settings, plain, QUIET_LIMIT_SECONDS if lock else 0.5)
-    lock_seconds = 0.0
     with contextlib.ExitStack() as bot_lock, contextlib.ExitStack() as chroma_lock:
         vectors = _pin("chroma", chroma_file, resting, chroma_lock, problems)
         locked = time.monotonic()
@@ -214,7 +204,7 @@ def _attempt(
         # from here on the stats say whether anybody wrote
         if not hold:
             chroma_lock.close()
-            lock_seconds = time.monotonic() - locked
+        released = time.monotonic()
         with ThreadPoolExecutor(2) as pool:  # a third faster than one after the other
             copies = (_copy_path(settings, path, root) for path in before)
             for _ in pool.map(copy_file, before, copies):
@@ -223,13 +213,13 @@ def _attempt(
             raise Moved
         if hold:
             chroma_lock.close()
-            lock_seconds = time.monotonic() - locked
+            released = time.monotonic()
         if notes:
             wal = notes.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
             _backup(notes, root / DATABASE, math.inf if wal else ROLLBACK_LIMIT_SECONDS)
     for copy in (root / DATABASE, target / chroma.DATABASE):
         absorb_journal(copy)
-    return taken, lock_seconds if vectors else 0.0, problems
+    return taken, released - locked if vectors else 0.0, problems
 
 
 def _copy_path(settings: Settings, path: Path, root: Path) -> Path:
@@ -241,10 +231,9 @@ def _copy_path(settings: Settings, path: Path, root: Path) -> Path:
 
 def _at_rest(path: Path) -> bool:
     """Whether a database in WAL mode has no `-wal`: nobody has it open, nothing is pending."""
-    try:
+    with contextlib.suppress(VolumeError):
         return database.read_header(path).wal_mode and not database.beside(path, "-wal").exists()
-    except VolumeError:
-        return False
+    return False
 
 
 def _pin(
@@ -286,10 +275,6 @@ def _pin(
 class _NoConnection(Moved):
     """A read-only connection cannot be had: a crash left a journal, or we may not write `-shm`."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.path = path
-
 
 def _backup(source: sqlite3.Connection, target: Path, limit_seconds: float) -> None:
     """Copy a pinned database with SQLite's online backup; raise CaptureError after the limit.
@@ -300,10 +285,8 @@ def _backup(source: sqlite3.Connection, target: Path, limit_seconds: float) -> N
 
     def step(_status: int, remaining: int, _total: int) -> None:
         if remaining and time.monotonic() > deadline:
-            raise CaptureError(
-                f"copying {target.name} would hold up the bot for over {limit_seconds:.0f} s",
-                "run it with the bot stopped",
-            )
+            text = f"copying {target.name} would hold up the bot for over {limit_seconds:.0f} s"
+            raise CaptureError(text, "run it with the bot stopped")
 
     open(target, "xb", opener=volume.private).close()
     with contextlib.closing(sqlite3.connect(target, isolation_level=None)) as copy:
@@ -313,25 +296,47 @@ def _backup(source: sqlite3.Connection, target: Path, limit_seconds: float) -> N
 
 
 def absorb_journal(copy: Path) -> None:
-    """Let SQLite fold a copied `-wal` or `-journal` into the copy, which then stands alone."""
+    """Let SQLite fold a copied `-wal` or `-journal` into the copy, which then stands alone.
+
+    Raise CaptureError for a journal that names another file: SQLite would delete that one.
+    """
+    journal = database.beside(copy, "-journal")
+    with contextlib.suppress(FileNotFoundError), journal.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - len(_SUPER)))
+        if file.read() == _SUPER:
+            text = f"the journal of {copy.name} names another file, which SQLite would delete"
+            raise CaptureError(text, "see who wrote it: the bot makes no such journal")
     if any(database.beside(copy, suffix).exists() for suffix in _SUFFIXES[1:]):
         with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def stats(settings: Settings, plain: Iterable[Path]) -> Stats:
-    """Size, mtime and inode of the HNSW files and of `plain`; what is missing is left out."""
+    """Size, mtime and inode of the HNSW files and of `plain`; what is missing is left out.
+
+    Raise UnreadError for what the machine or our rights keep back.
+    """
     candidates = [*plain]
-    with contextlib.suppress(OSError):
+    with _unless_missing():
         for directory in chroma.segment_directories(settings.chroma_dir):
             candidates.extend(directory.iterdir())
     found: Stats = {}
     for path in candidates:
-        with contextlib.suppress(OSError):
+        with _unless_missing():
             seen = path.lstat()
             if stat.S_ISREG(seen.st_mode):
                 found[path] = (seen.st_size, seen.st_mtime_ns, seen.st_ino)
     return found
+
+
+@contextlib.contextmanager
+def _unless_missing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        refused = database.refusal(f"{error.filename} cannot be read", error)
+        if isinstance(refused, UnreadError):
+            raise refused from error
 
 
 def _quiet(settings: Settings, plain: Iterable[Path], limit_seconds: float) -> Stats:
@@ -341,9 +346,9 @@ def _quiet(settings: Settings, plain: Iterable[Path], limit_seconds: float) -> S
     """
     for _ in range(max(1, int(limit_seconds / QUIET_SECONDS))):
         seen = stats(settings, plain)
-        newest = max((mtime for _, mtime, _ in seen.values()), default=0)
+        now = time.time()
         # either way: the clock behind st_mtime may be a little ahead of ours
-        if abs(time.time() - newest / 1e9) >= QUIET_SECONDS:
+        if all(abs(now - mtime / 1e9) >= QUIET_SECONDS for _, mtime, _ in seen.values()):
             return seen
         time.sleep(QUIET_SECONDS)
     raise Moved
@@ -356,13 +361,9 @@ def copy_file(source: Path, target: Path) -> None:
         handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError as error:
         raise Moved from error
-    with (
-        open(handle, "rb", buffering=0),
-        open(target, "xb", buffering=0, opener=volume.private) as writer,
-    ):
-        length = os.fstat(handle).st_size
+    with open(handle, "rb"), open(target, "xb", buffering=0, opener=volume.private) as writer:
+        length, at = os.fstat(handle).st_size, 0
         writer.truncate(length)
-        at = 0
         while at < length:
             try:
                 at = os.lseek(handle, at, os.SEEK_DATA)

@@ -7,12 +7,14 @@ import fcntl
 import os
 import shutil
 import sqlite3
+import struct
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,7 @@ for batch in range(10_000):
 """
 
 
-def capture(app: Path, **options: str) -> object:
+def capture(app: Path, **options: str) -> AbstractContextManager[snapshot.Snapshot]:
     return snapshot.capture(settings.load(app_dir=app, **options))
 
 
@@ -180,6 +182,60 @@ def test_a_hot_journal_is_rolled_back_in_the_copy_only(demo: MakeDemo) -> None:
         assert not database.beside(taken.chroma / chroma.DATABASE, "-journal").exists()
         assert {c.status for c in examine(taken, found)} == {Status.OK}
     assert (file.read_bytes(), journal.read_bytes()) == before
+
+
+def test_a_journal_that_names_another_file_has_it_not_deleted(
+    demo: MakeDemo, tmp_path: Path
+) -> None:
+    """SQLite removes the super-journal that a hot journal names, whatever file that is."""
+    made = demo()
+    file, mine = made.chroma_dir / chroma.DATABASE, tmp_path / "mine"
+    mine.write_bytes(b"precious\0")
+    name = os.fsencode(mine)
+    code = (
+        "import os, sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        "c.execute('PRAGMA cache_size=5'); c.execute('BEGIN IMMEDIATE');"
+        "c.execute('UPDATE embedding_metadata SET string_value = string_value || 1');"
+        "os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(file)], check=True)
+    with database.beside(file, "-journal").open("ab") as journal:
+        journal.write(struct.pack(">I", (1 << 30) // 4096 + 1) + name)
+        journal.write(struct.pack(">II", len(name), sum(name)) + snapshot._SUPER)
+    with pytest.raises(CaptureError, match="names another file"), capture(made.app_dir):
+        pass
+    assert mine.exists()
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO])
+def test_an_index_that_cannot_be_listed_is_not_left_out(
+    demo: MakeDemo, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    made = demo()
+    (index,) = chroma.segment_directories(made.chroma_dir)
+    real = Path.iterdir
+
+    def refused(path: Path) -> Iterator[Path]:
+        if path == index:
+            raise OSError(code, os.strerror(code), str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(CaptureError, match=f"{index} cannot be read"), capture(made.app_dir):
+        pass
+
+
+def test_a_file_of_the_future_hides_none_that_is_being_written(
+    demo: MakeDemo, tmp_path: Path
+) -> None:
+    future, now = tmp_path / "future", tmp_path / "now"
+    for path in (future, now):
+        path.write_text("")
+    os.utime(future, (time.time() + 3600,) * 2)
+    found = settings.load(app_dir=demo().app_dir)
+    now.write_text("new")
+    snapshot._quiet(found, [future, now], 5.0)
+    assert time.time() - now.stat().st_mtime >= snapshot.QUIET_SECONDS
 
 
 def test_the_newest_notes_in_the_wal_are_captured(demo: MakeDemo) -> None:
