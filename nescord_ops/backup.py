@@ -202,8 +202,7 @@ def _captured(
 
     Damage that two copies show alike is the data's own. Raise CaptureError if they differ.
     """
-    before: tuple[str, ...] = ()
-    earlier = before
+    damages: list[tuple[str, ...]] = []
     for _ in range(2):
         stack.close()  # the copy before, if there is one
         copy = stack.enter_context(capture(settings, say))
@@ -214,10 +213,11 @@ def _captured(
         say("looking at the copy")
         seen = refuse_unread(verify.glance(copy, settings))
         found = tuple(check.name for check in damage(seen))
-        if found in ((), before):
+        if not found or found in damages:
             return copy, seen
-        before, earlier = found, before
-    text = f"two copies are damaged, each in another way: {', '.join({*before, *earlier})}"
+        damages.append(found)
+    names = ", ".join(dict.fromkeys(itertools.chain(*damages)))
+    text = f"two copies are damaged, each in another way: {names}"
     raise CaptureError(text, "run it again, or with the bot stopped; nothing was stored")
 
 
@@ -291,11 +291,13 @@ def prune(
 
     Every byte is checked first: what is damaged is not counted, and while fewer than `keep` are
     good nothing is removed. The bot's own backups are not touched. Raise BackupError, with nothing
-    removed, if `keep` is less than 1 or if the store itself is damaged.
+    removed, if `keep` is less than 1, or if the store is damaged or cannot be read.
     """
     _check_keep(keep)
     path = settings.backup_dir / STORE
     known = listing(settings)
+    if known.problem:
+        raise BackupError(known.problem, known.hint)
     ours = known.generations
     if not os.path.lexists(path):
         return Pruned((), (), 0, 0.0, dry_run)

@@ -621,6 +621,26 @@ def test_prune_counts_no_generation_that_is_rotten_unseen(live: Settings) -> Non
     assert backup.prune(live, 1).kept == (ids[2], ids[1])
 
 
+def test_prune_does_not_say_done_where_it_could_not_look(
+    live: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another backup holds the store for longer than the list of backups waits."""
+    backup.create(live)
+    monkeypatch.setattr(inventory, "BUSY_SECONDS", 0.1)
+    file = live.backup_dir / "store.sqlite3"
+    with contextlib.closing(
+        sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+    ) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        release = threading.Timer(1.0, lambda: other.execute("ROLLBACK"))
+        release.start()
+        try:
+            with pytest.raises(BackupError, match="locked"):
+                backup.prune(live, 1)
+        finally:
+            release.join()
+
+
 def test_prune_removes_nothing_while_too_few_are_good(live: Settings) -> None:
     ids = take(live, 3)
     for identity in ids[1:]:
