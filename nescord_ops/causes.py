@@ -254,7 +254,7 @@ CAUSES = (
     Cause(
         "no-keyword-search", ("unsearchable",),
         "a known defect of the bot: keyword search finds nothing; no data is in danger",
-        (Sign("database.search", 5),), {},
+        (Sign("database.search", 5, "although"),), {},
         ("# nothing to do: use search by meaning until the bot's migration is corrected",),
     ),
     Cause(

@@ -63,14 +63,17 @@ def _schema(path: Path) -> Iterator[Check]:
         return
     yield ok("database.schema", f"{len(tables)} tables, the bot's among them", value=len(tables))
     gaps = [str(version) for version in database.MIGRATIONS if version not in recorded]
+    hint = "start the bot once: it migrates by itself; else look for the error in its log"
     if gaps:
-        hint = "start the bot once: it migrates by itself; else look for the error in its log"
         text = f"{'migration' if len(gaps) == 1 else 'migrations'} {', '.join(gaps)} not recorded"
         yield warn("database.migrations", text, hint, value=len(gaps), unit="migrations")
     else:
         yield ok("database.migrations", f"migrations 1 to {max(recorded)} are recorded")
     if database.SEARCH_TABLE in tables:
         yield ok("database.search", f"{database.SEARCH_TABLE} exists")
+    elif 5 not in recorded:
+        text = f"no {database.SEARCH_TABLE}: migration 5, which makes it, is not recorded"
+        yield warn("database.search", text, hint)
     else:
         text = f"{database.SEARCH_TABLE} does not exist although migration 5 is recorded"
         hint = f"{NOTHING_TO_DO}, and no data is lost: a known defect of the bot's migration; "
@@ -79,7 +82,7 @@ def _schema(path: Path) -> Iterator[Check]:
 
 
 def _chroma(settings: Settings) -> Iterator[Check]:
-    """The live Chroma directory from outside: its SQLite file and the headers of its indices."""
+    """The live Chroma directory from outside: the header of its SQLite file."""
     root = settings.chroma_dir
     if not root.is_dir() or not os.access(root, os.R_OK | os.X_OK):
         return

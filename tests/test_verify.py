@@ -365,6 +365,16 @@ def test_a_database_without_the_bots_tables_fails(demo: MakeDemo) -> None:
     assert {seen[name] for name in seen if name.startswith("stores.")} == {"unknown"}
 
 
+def test_a_migration_that_is_not_recorded_is_not_said_to_be(demo: MakeDemo) -> None:
+    made = demo("no-fts")
+    with sqlite3.connect(made.database) as connection:
+        connection.execute("DELETE FROM schema_migrations WHERE version = 5")
+    found = verify.run(settings.load(app_dir=made.app_dir), depth="quick")
+    (search,) = [check for check in found.checks if check.name == "database.search"]
+    assert "is not recorded" in search.summary
+    assert search.hint.startswith("start the bot once")
+
+
 def test_a_directory_where_the_database_should_be_fails(demo: MakeDemo) -> None:
     made = demo()
     made.database.unlink()
