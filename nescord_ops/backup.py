@@ -28,6 +28,7 @@ from nescord_ops import (
     show,
     store,
     storefile,
+    swap,
     verify,
     volume,
 )
@@ -349,7 +350,8 @@ def export(
             if copy.chroma:
                 copy.chroma.rename(tree / legacy.CHROMA)
             legacy.write_manifest(tree, backup.taken_at, settings)
-            storefile.sync(tree)
+            for path, _ in volume.walk(tree):
+                swap.sync_entry(path)
             tree.rename(target)
         storefile.sync(target.parent)
     except OSError as error:

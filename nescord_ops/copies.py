@@ -97,7 +97,8 @@ def write(place: Remote, copy: Copy) -> None:
 def every(place: Remote) -> tuple[Copy, ...]:
     """Return every copy at a place, newest first; those that nobody can date come last."""
     there = remote.names(place)
-    found = (look(place, name.removesuffix(".json"), there) for name in there)
+    ids = (name.removesuffix(".json") for name in there if name.endswith(".json"))
+    found = (look(place, identity, there) for identity in ids)
     return tuple(sorted(filter(None, found), key=lambda c: (c.taken_at, c.id), reverse=True))
 
 

@@ -742,6 +742,22 @@ def test_what_is_exported_the_bot_accepts_and_can_be_adopted(
         backup.export(live, identity, tmp_path / "out")
 
 
+def test_every_file_is_synced_before_an_export_is_there(
+    demo: MakeDemo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = demo()
+    (whole,) = made.backup_dir.glob("nescordbot_backup_*")
+    synced, sync = set(), os.fsync
+
+    def seen(handle: int) -> None:
+        sync(handle)
+        synced.add(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    path = backup.export(load(app_dir=made.app_dir), whole.name, tmp_path / "out")
+    assert {entry.stat().st_ino for entry in path.rglob("*")} <= synced
+
+
 def test_every_kind_is_adopted_and_half_ones_are_never_good(demo: MakeDemo) -> None:
     made = demo()
     settings = load(app_dir=made.app_dir)

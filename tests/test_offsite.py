@@ -447,6 +447,8 @@ def test_what_was_left_half_pushed_is_removed_and_nothing_else(site: Site) -> No
     assert offsite.listing(site.settings) == ()
     offsite.push(site.settings, ID)
     assert sorted(site.objects) == sorted([*foreign, f"{ID}.json", f"{ID}.tar.zst.age"])
+    (site.place / ID).write_bytes(b"foreign")
+    assert [copy.id for copy in offsite.listing(site.settings)] == [ID]  # or prune would miscount
 
 
 def slowly(settings: Settings, seconds: float = 60.0) -> subprocess.Popen[bytes]:
