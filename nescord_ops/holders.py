@@ -67,7 +67,7 @@ def scan(roots: Iterable[Path]) -> Scan:
     for pid in sorted(pids - {os.getpid()}):
         try:
             path = next((targets[key] for key in _held(pid) if key in targets), None)
-        except PermissionError:
+        except OSError:
             if _is_program(pid):
                 unseen.append(f"process {pid} ({_command(pid)})")
             continue

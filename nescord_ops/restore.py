@@ -107,7 +107,7 @@ def run(
         if to is None:
             stack.enter_context(swap.alone(settings, dry_run=dry_run))
             recovered = swap.recover(settings, dry_run=dry_run)
-        try:
+        with swap.telling(recovered):
             swaps = swap.plan(chosen, now or datetime.now(UTC))
             checks = [*_ready(settings, backup, swaps, to)]
             steps = tuple(_steps(backup, swaps))
@@ -121,10 +121,6 @@ def run(
             else:
                 proofs, size = _perform(settings, backup, swaps, to, progress or (lambda _: None))
                 checks += proofs
-        except OpsError as error:
-            if recovered:
-                error.message = show.Text(f"{recovered}. Then: {error}")
-            raise
     remove = f"rm -r -- {shlex.join(map(str, kept))}" if kept else ""
     if recovered:
         hint = "nescord-ops verify, once the bot runs again"
@@ -156,7 +152,7 @@ def _inside(to: Path, settings: Settings) -> dict[str, Path]:
     """The places in a directory of its own; raise VolumeError unless it is absent or empty."""
     if volume.place(to).kind not in ("missing", "directory") or (to.exists() and any(to.iterdir())):
         raise VolumeError(f"{to} is there already, and not an empty directory", "name a new one")
-    if to.resolve().is_relative_to(settings.chroma_dir.resolve()):
+    if Path(os.path.realpath(to)).is_relative_to(os.path.realpath(settings.chroma_dir)):
         raise VolumeError(f"{to} is in Chroma's directory", "name a directory elsewhere")
     return {name: to / copy for name, copy in swap.COPIES.items()}
 
@@ -255,6 +251,7 @@ def _perform(
         say("verifying the copy")
         checks = _proofs(settings, backup, swaps)
         size = sum(volume.usage(each.staged).apparent_bytes for each in swaps)
+        say("swapping")  # which may raise: not once the swap is declared
         if to is None:
             _refuse_unproven(settings, backup, checks)
             swap.unheld(swaps)
@@ -268,7 +265,6 @@ def _perform(
             text = f"{error.filename or swaps[0].staged}: {error.strerror}; {UNTOUCHED}"
             raise VolumeError(text, "see that the volume takes writes and has room") from error
         raise
-    say("swapping")
     swap.finish(swaps, note)
     return checks, size
 

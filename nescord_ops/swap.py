@@ -27,7 +27,7 @@ from pathlib import Path
 
 from nescord_ops import database, holders, show, volume
 from nescord_ops.checks import Check, ok, warn
-from nescord_ops.errors import VolumeError
+from nescord_ops.errors import OpsError, VolumeError
 from nescord_ops.settings import Settings
 from nescord_ops.snapshot import DATABASE
 from nescord_ops.storefile import sync
@@ -285,6 +285,17 @@ def recover(settings: Settings, *, dry_run: bool = False) -> str:
             if not dry_run:
                 volume.remove_tree(left)
     return text
+
+
+@contextlib.contextmanager
+def telling(recovered: str) -> Iterator[None]:
+    """Let an error that comes after a recovery begin with what that was."""
+    try:
+        yield
+    except OpsError as error:
+        if recovered:
+            error.message = show.Text(f"{recovered}. Then: {error}")
+        raise
 
 
 def _noted(note: Path, places: Mapping[str, Path]) -> tuple[list[Swap], str]:

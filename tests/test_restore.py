@@ -304,6 +304,21 @@ def test_a_file_that_cannot_be_asked_for_its_locks_is_not_taken_for_free(
     assert "-shm (Too many open files) cannot be looked into" in check.summary
 
 
+def test_a_process_whose_files_cannot_be_looked_at_is_named(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of its files lies where nobody answers (ESTALE, ENOTCONN): here a link to itself."""
+    process = tmp_path / "proc" / "7"
+    (process / "fd").mkdir(parents=True)
+    (process / "fd" / "3").symlink_to("3")
+    (process / "cmdline").write_text("bot")
+    (process / "comm").write_text("bot")
+    monkeypatch.setattr(holders, "_PROC", process.parent)
+    check = by_name(restore.run(site.settings, site.backup, dry_run=True))["restore.holders"]
+    assert check.status is Status.WARN
+    assert "process 7 (bot) cannot be looked into" in check.summary
+
+
 def test_a_bot_that_starts_while_the_copy_is_verified_is_noticed(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,6 +422,8 @@ def test_links_and_other_things_in_the_live_places_are_refused(site: Site) -> No
     found.chroma_dir.unlink()
     found.chroma_dir.symlink_to(found.chroma_dir)
     refused(site, "is a link")
+    out = found.app_dir / "out"
+    assert restore.run(found, site.backup, to=out, dry_run=True).placed[0] == out / "chromadb"
     found.chroma_dir.unlink()
     found.chroma_dir.write_text("")
     assert "CHROMADB_PERSIST_DIRECTORY" in refused(site, "is no directory but file").hint
@@ -679,6 +696,19 @@ def test_an_interrupt_amid_the_swap_comes_too_late(
     restore.run(site.settings, site.backup)
     assert next(calls) > at
     assert live(site.settings) == outcome
+    assert not list(site.settings.database.parent.glob(".*"))
+
+
+@pytest.mark.usefixtures("unproven")
+def test_an_interrupt_at_the_last_line_before_the_swap_undoes_everything(site: Site) -> None:
+    def interrupt(text: str) -> None:
+        if text == "swapping":
+            raise KeyboardInterrupt
+
+    old = live(site.settings)
+    with pytest.raises(KeyboardInterrupt):
+        restore.run(site.settings, site.backup, progress=interrupt)
+    assert live(site.settings) == old
     assert not list(site.settings.database.parent.glob(".*"))
 
 
