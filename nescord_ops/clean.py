@@ -20,11 +20,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from nescord_ops import backup, chroma, database, rebuild, restore, show, swap, verify, volume
-from nescord_ops.checks import Check, Findings, fail, ok, warn
+from nescord_ops.checks import Check, Findings, fail, ok, unknown, warn
 from nescord_ops.errors import (
     BackupError,
     CaptureError,
     ChecksFailed,
+    OpsError,
     SettingsError,
     VolumeError,
 )
@@ -134,22 +135,23 @@ def run(
     say = progress or (lambda _: None)
     with swap.alone(settings, dry_run=not apply):
         recovered = swap.recover(settings, dry_run=not apply)
-        swaps = swap.plan(swap.live(settings), now)
-        work = _Work(settings, swaps, _state(settings), now, say)
-        if recovered:
-            work.checks.append(warn("clean.interrupted", recovered, "nescord-ops verify"))
-        if apply:
-            work.checks.append(_refuse_held(work))
-        with capture(settings, say) as copy:
-            found = _measured(settings, copy, shown)
-        items = tuple(_items(found, chosen))
-        promised = sum(item.gives_bytes for item in items)
-        if apply and any(item.count for item in items if item.chosen):
-            _perform(work, chosen, found)
-            work.checks.append(_kept_promise(work.given_bytes, promised))
-            if discard and not any(check.status.exit_code for check in work.checks):
-                _discard(work)
-        work.checks += _judged(items, found, applied=apply)
+        with swap.telling(recovered):
+            swaps = swap.plan(swap.live(settings), now)
+            work = _Work(settings, swaps, _state(settings), now, say)
+            if recovered:
+                work.checks.append(warn("clean.interrupted", recovered, "nescord-ops verify"))
+            if apply:
+                work.checks.append(_refuse_held(work))
+            with capture(settings, say) as copy:
+                found = _measured(settings, copy, shown)
+            items = tuple(_items(found, chosen))
+            promised = sum(item.gives_bytes for item in items)
+            if apply and any(item.count for item in items if item.chosen):
+                _perform(work, chosen, found)
+                work.checks.append(_kept_promise(work.given_bytes, promised))
+                if discard and not any(check.status.exit_code for check in work.checks):
+                    _discard(work)
+            work.checks += _judged(items, found, applied=apply)
     kept = tuple(dict.fromkeys(work.kept))
     size = _used(kept)
     if kept:
@@ -226,8 +228,9 @@ def _judged(items: Iterable[Item], found: Mapping[str, Waste], *, applied: bool)
         hint = f"with the bot stopped: nescord-ops clean {item.what} --apply"
         if item.what in rebuild.REQUEUED:
             hint += "; the bot must be able to embed the notes anew"
-        if found[item.what].problem:
-            yield fail(name, found[item.what].problem, "check DATABASE_URL; nescord-ops verify")
+        waste = found[item.what]
+        if waste.problem:
+            yield (unknown if waste.unread else fail)(name, waste.problem, waste.hint)
         elif not item.count:
             yield ok(name, f"no {item.summary}", value=0, limit=0)
         elif item.chosen and applied:
@@ -241,8 +244,7 @@ def _perform(work: _Work, words: Sequence[str], found: Mapping[str, Waste]) -> N
     """Take a backup, prove it, and do the work of the words."""
     for word in words:
         if found[word].problem:
-            text = f"{found[word].problem}; {UNTOUCHED}"
-            raise VolumeError(text, "check DATABASE_URL; nescord-ops verify")
+            raise VolumeError(f"{found[word].problem}; {UNTOUCHED}", found[word].hint)
     strays = found["strays"].targets if "strays" in words else ()
     swap.unheld([each for path in strays for each in swap.plan({"database": path}, work.now)])
     work.backup_id = _proven_backup(work)
@@ -292,14 +294,22 @@ def _exchange(
     _finish(work, swaps)
     after = verify.run(work.settings, depth="quick").checks
     if worse := [*rebuild.regressions(before, after)]:
-        _put_back(work, swaps)
-        text = f"verify was worse, and the old state was put back: {'; '.join(worse)}"
+        why = "; ".join(worse)
+        try:
+            _put_back(work, swaps)
+        except (OpsError, OSError, Moved) as error:
+            old = " and ".join(dict.fromkeys(map(str, work.kept)))
+            text = f"verify was worse: {why}. The old state could not be put back: {error}"
+            hint = f"with the bot stopped and room made: nescord-ops restore {work.backup_id}"
+            raise ChecksFailed(f"{text}; it lies in {old}", hint) from error
+        text = f"verify was worse, and the old state was put back: {why}"
         raise ChecksFailed(text, f"nescord-ops verify; then {_removal(work.kept)}")
     work.given_bytes += size - _used(each.live for each in swaps)
 
 
 def _declare(work: _Work, swaps: Sequence[Swap], purpose: str) -> None:
     """Look for the bot once more, and say on the volume what comes."""
+    work.say("swapping")  # which may raise: not once the swap is declared
     swap.unheld(work.swaps)
     if _state(work.settings) != work.seen:
         raise VolumeError(f"the live data has changed meanwhile; {UNTOUCHED}", swap.STOP_HINT)
@@ -307,7 +317,6 @@ def _declare(work: _Work, swaps: Sequence[Swap], purpose: str) -> None:
 
 
 def _finish(work: _Work, swaps: Sequence[Swap]) -> None:
-    work.say("swapping")
     swap.finish(swaps, work.settings.database.parent / swap.INTENT)
     work.seen = _state(work.settings)
     work.kept += [each.kept for each in swaps]

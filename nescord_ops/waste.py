@@ -37,7 +37,8 @@ _APPLIED = (
 class Waste(Result):
     """What one word found: how many, the bytes that they hold, and the first few by name.
 
-    `targets` are what its removal needs. A `problem` says why nothing of it may be removed.
+    `targets` are what its removal needs. A `problem` says why nothing of it may be removed, and a
+    `hint` what to do then; with `unread`, it could not be looked at.
     """
 
     count: int = 0
@@ -45,6 +46,8 @@ class Waste(Result):
     examples: tuple[str, ...] = ()
     targets: tuple[Any, ...] = ()
     problem: str = ""
+    hint: str = "check DATABASE_URL; nescord-ops verify"
+    unread: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -192,9 +195,12 @@ def set_pending(connection: sqlite3.Connection, ids: Iterable[str]) -> int:
 
 def _backups(stores: Stores) -> Waste:
     """The bot's backups that lie in the store whole; the targets are pairs, the bot's and ours."""
+    known = inventory.listing(stores.settings, looking=True)
+    if known.problem and len(known.backups) > len(known.generations):
+        return Waste(problem=known.problem, hint=known.hint, unread=True)
     adopted = {
         (backup.evidence.get("source"), backup.taken_at, backup.stores): backup
-        for backup in inventory.listing(stores.settings, looking=True).generations
+        for backup in known.generations
         if backup.kind == ADOPTED and backup.whole
     }
     pairs = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +287,16 @@ def test_no_backup_that_restores_no_clean_up(
 
 
 @pytest.mark.usefixtures("unproven")
+@pytest.mark.usefixtures("unproven")
+def test_what_became_of_an_interrupted_restore_is_told_though_the_clean_up_fails(
+    faulty: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swaps = swap.plan(swap.live(faulty), datetime.now(UTC))
+    swap.declare(faulty, swaps, "restore of a backup")
+    monkeypatch.setattr(clean, "MARGIN_BYTES", 1 << 60)
+    refused(faulty, "restore of a backup was completed; .* Then: .* the copy takes", "segments")
+
+
 def test_deletions_are_refused_where_the_notes_may_lie_in_another_database(
     faulty: Settings,
 ) -> None:
@@ -365,6 +377,48 @@ def test_the_old_state_is_put_back_when_verify_is_worse_for_it(
     kept = sorted(faulty.database.parent.glob("replaced_*"))
     assert tree(kept[0]) == old
     assert f"rm -r -- {kept[0]} {kept[1]}" in caught.value.hint
+
+
+@pytest.mark.usefixtures("unproven")
+def test_an_interrupt_at_the_last_line_before_the_swap_undoes_everything(faulty: Settings) -> None:
+    def interrupt(text: str) -> None:
+        if text == "swapping":
+            raise KeyboardInterrupt
+
+    old = live(faulty)
+    with pytest.raises(KeyboardInterrupt):
+        clean.run(faulty, ["sync"], apply=True, progress=interrupt)
+    assert live(faulty) == old
+    assert not list(faulty.database.parent.glob(".*"))
+
+
+@pytest.mark.usefixtures("unproven")
+def test_an_old_state_that_cannot_be_put_back_is_named_with_the_way_to_it(
+    faulty: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, stage, real = live(faulty), rebuild.stage, verify.run
+
+    def swapped() -> bool:
+        return any(faulty.database.parent.glob("replaced_*"))
+
+    def worse(settings: Settings, **options: Any) -> verify.Verification:
+        seen = real(settings, **options)
+        more = (fail("new", "bad", "look"),) if swapped() else ()
+        return dataclasses.replace(seen, checks=(*seen.checks, *more))
+
+    def full(*arguments: Any) -> None:
+        if swapped():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        stage(*arguments)
+
+    monkeypatch.setattr(verify, "run", worse)
+    monkeypatch.setattr(rebuild, "stage", full)
+    with pytest.raises(ChecksFailed, match=r"new: bad\. .*not be put back: .*No space") as caught:
+        clean.run(faulty, ["segments", "sync"], apply=True)
+    (kept,) = faulty.database.parent.glob("replaced_*")
+    assert f"it lies in {kept}" in str(caught.value)
+    assert "nescord-ops restore a backup" in caught.value.hint
+    assert tree(kept) == old
 
 
 def test_only_what_was_meant_to_rise_may_rise() -> None:
@@ -466,6 +520,24 @@ def test_a_backup_of_the_bots_goes_only_once_the_store_holds_it_whole(
     monkeypatch.setattr("nescord_ops.store.check", lambda *_: [Damage("", "", "torn")])
     clean.run(healthy, ["backups"], apply=True)
     assert whole.exists()
+
+
+def test_backups_of_the_bots_are_not_called_none_where_the_store_cannot_be_read(
+    healthy: Settings,
+) -> None:
+    (plain,) = healthy.backup_dir.glob("*.db")
+    assert backup.adopt(healthy, plain).backup
+    store = healthy.backup_dir / "store.sqlite3"
+    os.truncate(store, 8192)
+    found = by_name(clean.run(healthy, ["backups"]))["clean.backups"]
+    assert found.status is Status.UNKNOWN
+    assert str(store) in found.summary
+    assert clean.run(healthy, ["backups"], apply=True).status is Status.UNKNOWN
+    assert plain.exists()
+    for path in healthy.backup_dir.iterdir():
+        if path != store:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert by_name(clean.run(healthy, ["backups"]))["clean.backups"].status is Status.OK
 
 
 @pytest.mark.usefixtures("unproven")
