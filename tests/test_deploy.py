@@ -463,10 +463,9 @@ def test_a_heredoc_is_what_docker_takes_for_one(tmp_path: Path, command: str) ->
 
 @pytest.mark.parametrize("key", ["²", "9" * 5000])
 def test_a_key_that_looks_like_a_number_is_a_key(tmp_path: Path, key: str) -> None:
-    text = '{"%s": 1,\n"volumes": [0]}' % key
-    assert "railway.json:2" in said(
-        lint(checkout(tmp_path, {"railway.json": text})), "config.volumes"
-    )
+    text = json.dumps({key: 1, "volumes": [0]}, indent=0)
+    root = checkout(tmp_path, {"railway.json": text})
+    assert "railway.json:3" in said(lint(root), "config.volumes")
 
 
 @pytest.mark.parametrize(
