@@ -179,11 +179,13 @@ def _check_ours(
     for backup in ours:
         harmed = [damage for damage in found if damage.generation_id == backup.id]
         reason = "; ".join(f"{d.path} {d.problem}".strip() for d in harmed[:3])
-        if harmed:
+        if not backup.evidence:  # sealed, and yet not as this program writes it
+            reason = reason or backup.fault
+        if reason:
             hint = (
                 "take a new one, which mends what it can; nescord-ops backup list names good ones"
             )
-            yield fail(f"check.{backup.id}", reason, hint, value=len(harmed), unit="problems")
+            yield fail(f"check.{backup.id}", reason, hint, value=len(harmed) or 1, unit="problems")
         else:
             yield ok(f"check.{backup.id}", f"all {show.size(backup.size_bytes)} are as stored")
         if not shared and backup.evidence:
