@@ -362,15 +362,15 @@ def _queued(stores: Stores) -> Iterator[Check]:
     mine = stores.collection
     if not mine or not mine.dimension:
         return
-    rows = stores.connection.execute(
-        "SELECT vector FROM vec.embeddings_queue WHERE substr(topic, -36) = ? AND seq_id > ?"
-        " AND operation IN (0, 2)",
-        (mine.id, mine.vector_seq or 0),
+    rows = stores.connection.execute(  # one of any other length may not even be read
+        "SELECT iif(length(vector) = 4 * ?, vector, NULL) FROM vec.embeddings_queue"
+        " WHERE substr(topic, -36) = ? AND seq_id > ? AND operation IN (0, 2)",
+        (mine.dimension, mine.id, mine.vector_seq or 0),
     )
     read = broken = 0
     for (vector,) in rows:
         read += 1
-        right = isinstance(vector, bytes) and len(vector) == 4 * mine.dimension
+        right = isinstance(vector, bytes)
         broken += not (right and numpy.isfinite(numpy.frombuffer(vector, "<f4")).all())
     yield none_of(
         "chroma.queue",

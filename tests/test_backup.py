@@ -506,9 +506,10 @@ def test_a_drill_compares_with_what_was_taken(lie: dict[str, Any], live: Setting
 
 
 @pytest.mark.usefixtures("quick_client")
-def test_a_drill_finds_a_vector_that_is_no_number(live: Settings) -> None:
+@pytest.mark.parametrize("vector", ["zeroblob(8)", "zeroblob(9000000)", "'text'", "NULL"])
+def test_a_drill_finds_a_vector_that_is_no_number(vector: str, live: Settings) -> None:
     with contextlib.closing(sqlite3.connect(live.chroma_dir / chroma.DATABASE)) as db, db:
-        db.execute("UPDATE embeddings_queue SET vector = zeroblob(8) WHERE seq_id = 7")
+        db.execute(f"UPDATE embeddings_queue SET vector = {vector} WHERE seq_id = 7")
     (identity,) = take(live)
     found = backup.drill(live, identity)
     assert found.outcome == "failed"
