@@ -84,7 +84,9 @@ def _is_history(evidence: Any) -> bool:
     if copied := evidence.get("offsite"):
         moments += [copied[key] for key in ("pushed_at", "checked_at", "proven_at")]
     for moment in (each for each in moments if each is not None):
-        datetime.fromisoformat(moment).astimezone(UTC)
+        when = datetime.fromisoformat(moment)
+        if when.astimezone(UTC) != when:  # never so, but for one without its zone
+            return False
     return (
         evidence.get("kind", KINDS[0]) in KINDS
         and (evidence.get("keep") is None or is_number(evidence["keep"]))

@@ -186,12 +186,10 @@ class Backups(Result):
         columns = ("Backup", "Kind", "Taken", "Holds", "Size", "Grew the store by", "What is known")
         rows = [
             (
-                *(
-                    backup.id,
-                    backup.kind,
-                    show.moment(backup.taken_at),
-                    " and ".join(backup.stores),
-                ),
+                backup.id,
+                backup.kind,
+                show.moment(backup.taken_at),
+                " and ".join(backup.stores),
                 show.amount(backup.size_bytes, "bytes"),
                 "" if backup.added_bytes is None else show.amount(backup.added_bytes, "bytes"),
                 backup.known,
@@ -218,9 +216,9 @@ def listing(settings: Settings, *, looking: bool = False) -> Backups:
     if not os.path.lexists(path):
         return Backups(_newest_first(found), 0)
     size = volume.usage(path).allocated_bytes
-    journal = database.beside(path, "-journal")
-    if looking and journal.exists():
-        recent = time.time() - journal.stat().st_mtime < _WRITING_SECONDS
+    journal, writing = next(volume.walk(database.beside(path, "-journal")))
+    if looking and writing:
+        recent = time.time() - writing.st_mtime < _WRITING_SECONDS
         text = "a backup is being written" if recent else "a backup was killed while it was written"
         return Backups(_newest_first(found), size, f"{text}: {journal}", LIST_HINT, recent, recent)
     patience = _PATIENCE_SECONDS if looking else BUSY_SECONDS

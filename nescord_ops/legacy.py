@@ -38,6 +38,8 @@ _RATIO = 200  # an archive packed tighter was made to do harm (text packs to a t
 _SMALL_BYTES = 64 << 20  # an archive that unpacks to less than this harms nobody
 _DIRECTORY_BYTES = 2 << 20  # of an archive's directory: zipfile makes an object of each 50 bytes
 
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OverflowError)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BotBackup(Result):
@@ -149,6 +151,9 @@ def _member(path: Path) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
                 raise BackupError(f"{path.name} holds {what}", "use another backup")
             (member,) = members
             mode = member.external_attr >> 16
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                what = f"a member packed by method {member.compress_type}"  # its ratio has no bound
+                raise BackupError(f"{path.name} holds {what}", "the bot makes no such archive")
             if "/" in member.filename or "\\" in member.filename or stat.S_ISLNK(mode):
                 what = f"a member {member.filename!r} that leads elsewhere"
                 raise BackupError(f"{path.name} holds {what}", "the bot makes no such archive")
@@ -157,7 +162,7 @@ def _member(path: Path) -> Iterator[tuple[zipfile.ZipFile, zipfile.ZipInfo]]:
                 what = f"{member.compress_size:,} bytes that unpack to {member.file_size:,}"
                 raise BackupError(f"{path.name} holds {what}", "the bot makes no such archive")
             yield archive, member
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError) as error:
+    except (*_DAMAGED, OSError) as error:
         seen = error if isinstance(error, OSError) else error.__context__  # zipfile hides it
         if isinstance(seen, OSError) and seen.errno != errno.EINVAL:  # of a place it claims
             raise UnreadError(f"{path} was not unpacked: {seen}", database.MACHINE_HINT) from error

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 LIMIT_LINE = 10_000
+_GROWTH_CHARS = 100_000  # of a whole Dockerfile by what its arguments stand for
+_PATH_CHARS = 200  # of a key; no key of Railway's is as long, and each below would hold it
 EXAMPLE, IAC = ".env.example", ".railway/railway.ts"
 INSTRUCTIONS = re.compile(
     "ADD|ARG|CMD|COPY|ENTRYPOINT|ENV|EXPOSE|FROM|HEALTHCHECK|LABEL|MAINTAINER|ONBUILD|RUN|SHELL"
@@ -25,14 +27,14 @@ INSTRUCTIONS = re.compile(
 _STRING = r"\"(?:\\.|[^\"\\\n])*\"?|'(?:\\.|[^'\\\n])*'?|`[^`]*`?"
 _COMMENT = re.compile(rf"({_STRING})|//[^\n]*|/\*(?:.*?\*/|.*)", re.DOTALL)
 _JSON_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|[{}\[\],:\n]')
-_TOML_LINE = re.compile(r"\s*(?:\[+([^\]]+)\]+|([\w.\"'-]+)\s*=)")
+_TOML_LINE = re.compile(r"\s*(?:\[+([^\[\]]+)\]+|([\w.\"'-]+)\s*=)")
 _TOML_WHERE = re.compile(r"at line (\d+)")
 _TS_VARIABLE = re.compile(rf"\b([A-Z][A-Z0-9_]+)[\"']?\s*:\s*(?:({_STRING})|\w)")
 _TS_MOUNTS = re.compile(r"\bvolumeMounts\s*:\s*\{((?:[^{}]|\{[^{}]{0,500}\}){0,2000})\}")
 _TS_MOUNT = re.compile(r"[\"'`](/[^\"'`]*)[\"'`]\s*:")
 _ASSIGNMENT = re.compile(r"(?<!\w)(\w+)=(\"(?:\\.|[^\"\\])*\"?|'[^']*'?|\S*)")
 _COMMAND = re.compile(r"(?:\\\n|[^&;|\n])+")
-_HEREDOC = re.compile(r"<<-?\s*[\"']?(\w+)")
+_HEREDOC = re.compile(r"(?<!\S)\d*<<-?[\"']?(\w+)")  # a word of its own, as for Docker
 _REFERENCE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?-([^}\n]{0,200}))?\})")
 
 
@@ -125,22 +127,23 @@ def _without_comments(text: str) -> str:
 def _json_lines(text: str) -> dict[tuple[str, ...], int]:
     """Given valid JSON, return the line of each key by its path."""
     found: dict[tuple[str, ...], int] = {}
-    stack: list[str] = []
+    stack: list[str | int] = []
     line, string = 1, (1, "")
     for match in _JSON_TOKEN.finditer(text):
         seen = match[0]
         if seen == "\n":
             line += 1
         elif seen in "{[":
-            stack.append("0")
+            stack.append(0 if seen == "[" else "")
         elif seen in "}]":
             stack.pop()
         elif seen == ":":
             stack[-1] = string[1]
-            found[tuple(stack)] = string[0]
-        elif seen == "," and stack[-1].isdigit():
-            stack[-1] = str(int(stack[-1]) + 1)
-        elif seen != ",":
+            found[tuple(map(str, stack))] = string[0]
+        elif seen == ",":
+            if isinstance(stack[-1], int):
+                stack[-1] += 1
+        else:
             string = (line, json.loads(seen))
     return found
 
@@ -186,21 +189,23 @@ def _toml_lines(text: str) -> dict[tuple[str, ...], int]:
 def _config(file: str, document: Any, lines: Mapping[tuple[str, ...], int]) -> Iterator[Row]:
     """Rows of a parsed config: every key, those of one environment as if they were for all."""
 
-    def walk(value: Any, path: tuple[str, ...]) -> Iterator[Row]:
+    def walk(value: Any, path: tuple[str, ...], above: int) -> Iterator[Row]:
         inner = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in inner:
             here = (*path, str(key))
-            line = next((lines[here[:n]] for n in range(len(here), 0, -1) if here[:n] in lines), 1)
-            name = ".".join(here[2:] if here[0] == "environments" else here)
-            yield Row("config", file, line, name, item, ".".join(here))
+            line, where = lines.get(here, above), ".".join(here)
+            if len(where) > _PATH_CHARS:
+                continue
+            name = ".".join(here[2:]) if here[0] == "environments" else where
+            yield Row("config", file, line, name, item, where)
             if name == "deploy.startCommand" and isinstance(item, str):
                 yield Row("command", file, line, "", item)
             if isinstance(item, dict | list):
-                yield from walk(item, here)
+                yield from walk(item, here, line)
 
     yield Row("document", file, 1, "", document)
     if isinstance(document, dict):
-        yield from walk(document, ())
+        yield from walk(document, (), 1)
 
 
 def dockerfile(file: str, text: str) -> Iterator[Row]:
@@ -210,10 +215,12 @@ def dockerfile(file: str, text: str) -> Iterator[Row]:
     The USER that counts is the last one of the last stage.
     """
     known: dict[str, str] = {}
-    image, user = "", None
-    for line, word, body in _instructions(text):
-        if len(body) < LIMIT_LINE:
+    image, user, grown = "", None, 0
+    for line, word, written in _instructions(text):
+        body = written
+        if len(body) < LIMIT_LINE and grown < _GROWTH_CHARS:
             body = _REFERENCE.sub(lambda m: known.get(m[1] or m[2], m[3] or m[0]), body)
+            grown += len(body) - len(written)
         joined = " ".join(body.replace("\\\n", " ").split())
         if word == "RUN":
             yield from _commands(file, line, body, image)
@@ -263,7 +270,8 @@ def _instructions(text: str) -> Iterator[tuple[int, str, str]]:
             more = lines[number].strip()
             parts.append("\\" if not more or more.startswith("#") else more)
             number += 1
-        for end in _HEREDOC.findall(body) if word.upper() in ("RUN", "COPY", "ADD") else ():
+        ends = _HEREDOC.findall("\n".join(parts)) if word.upper() in ("RUN", "COPY", "ADD") else ()
+        for end in ends:
             while number < len(lines) and lines[number].strip() != end:
                 parts.append(lines[number])
                 number += 1

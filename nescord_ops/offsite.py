@@ -193,8 +193,7 @@ def check(
     known = _known(settings, backup_id)
     copy = copies.find(place, backup_id)
     if copy is None:
-        for _ in _forget(settings, place, {backup_id}):
-            """What cannot be written down is no worse than before."""
+        list(_forget(settings, place, {backup_id}))  # not written down, it is as it was before
         raise copies.absent(place, backup_id)
     checks = [*_looked(settings, place, copy, secrets, known, progress or (lambda _: None))]
     bad = [c for status in (Status.FAIL, Status.UNKNOWN) for c in checks if c.status is status]

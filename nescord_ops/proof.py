@@ -179,11 +179,13 @@ def _check_ours(
     for backup in ours:
         harmed = [damage for damage in found if damage.generation_id == backup.id]
         reason = "; ".join(f"{d.path} {d.problem}".strip() for d in harmed[:3])
-        if harmed:
+        if not backup.evidence:  # sealed, and yet not as this program writes it
+            reason = reason or backup.fault
+        if reason:
             hint = (
                 "take a new one, which mends what it can; nescord-ops backup list names good ones"
             )
-            yield fail(f"check.{backup.id}", reason, hint, value=len(harmed), unit="problems")
+            yield fail(f"check.{backup.id}", reason, hint, value=len(harmed) or 1, unit="problems")
         else:
             yield ok(f"check.{backup.id}", f"all {show.size(backup.size_bytes)} are as stored")
         if not shared and backup.evidence:
@@ -360,15 +362,15 @@ def _queued(stores: Stores) -> Iterator[Check]:
     mine = stores.collection
     if not mine or not mine.dimension:
         return
-    rows = stores.connection.execute(
-        "SELECT vector FROM vec.embeddings_queue WHERE substr(topic, -36) = ? AND seq_id > ?"
-        " AND operation IN (0, 2)",
-        (mine.id, mine.vector_seq or 0),
+    rows = stores.connection.execute(  # one of any other length may not even be read
+        "SELECT iif(length(vector) = 4 * ?, vector, NULL) FROM vec.embeddings_queue"
+        " WHERE substr(topic, -36) = ? AND seq_id > ? AND operation IN (0, 2)",
+        (mine.dimension, mine.id, mine.vector_seq or 0),
     )
     read = broken = 0
     for (vector,) in rows:
         read += 1
-        right = isinstance(vector, bytes) and len(vector) == 4 * mine.dimension
+        right = isinstance(vector, bytes)
         broken += not (right and numpy.isfinite(numpy.frombuffer(vector, "<f4")).all())
     yield none_of(
         "chroma.queue",

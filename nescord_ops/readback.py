@@ -137,7 +137,7 @@ def _page(db: sqlite3.Connection, number: int) -> _Row:
         if of_the_machine(error):
             raise
         row = None
-    return row or (number, b"", b"", None)
+    return row if row and None not in row[1:3] else (number, b"", b"", None)
 
 
 def _bad(batch: list[_Row]) -> list[int]:
@@ -158,7 +158,7 @@ def _check_generation(db: sqlite3.Connection, number: int) -> Iterator[Damage]:
         yield Damage(generation.id, "", "its record is not the one that was written")
     files = "SELECT number, CAST(path AS BLOB), digest FROM file WHERE generation = ?"
     for file, name, digest in db.execute(f"{files} AND size NOTNULL", (number,)).fetchall():
-        path = os.fsdecode(name)
+        path = os.fsdecode(name or b"")
         harmed = "SELECT count(*) FROM place WHERE file = ? AND page IN (SELECT page FROM temp.bad)"
         try:
             (count,) = db.execute(harmed, (file,)).fetchone()
@@ -358,8 +358,8 @@ def _pages_of(
         last = -1
         # each batch at once: outside a transaction, the store is locked for no longer
         while rows := db.execute(query, (file, last)).fetchall():
-            for position, name, *_ in rows:
-                if name is None or position <= last:
+            for position, name, data, _ in rows:
+                if None in (position, name, data) or position <= last:
                     raise ValueError(f"page {position} is missing or out of order")
                 seen.update(page_digest(position, name))
                 last = position

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import os
 import queue
@@ -324,16 +325,21 @@ def _ask(remote: Remote, work: Callable[[], _T]) -> _T:
 
 
 def _explained(url: str, error: Exception) -> OffsiteError:
-    said = masked(" ".join(str(error).split())[:300]) or type(error).__name__
+    said = masked(" ".join(str(error).split()))
     hint = "see that the server is up, then run it again"
-    for name in _SECRETS:
+    for name in _SECRETS:  # before it is cut, or a part of one might stay
         said = said.replace(os.environ.get(name) or "\0", "***")
+    said = said[:300] or type(error).__name__
     if isinstance(error, FileNotFoundError):
         hint = "make the bucket or directory, or correct NESCORD_OPS_OFFSITE_URL"
         said = f"no such bucket, directory or object ({said})"
     elif isinstance(error, PermissionError):
         hint = "see that its key may list, read, write and delete there"
         said = f"no permission ({said})"
+    elif getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        hint = "make room there, for example with `nescord-ops offsite prune --keep 2`"
+    elif isinstance(error, ValueError):
+        hint = "correct NESCORD_OPS_OFFSITE_URL, or AWS_ENDPOINT_URL"
     elif type(error).__name__ == "NoCredentialsError":
         hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL"
     return OffsiteError(f"{masked(url)}: {said}", hint)

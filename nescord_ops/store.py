@@ -77,7 +77,7 @@ def add(
     """Given a tree that holds still, store it and its evidence (JSON values) as one generation.
 
     Raise StoreError, with nothing stored, if the id is taken, an entry is neither file nor
-    directory, or a file changes while it is read.
+    directory, a file changes while it is read, or the evidence is too much to be read back.
     """
     with transaction(store, "EXCLUSIVE") as db, ThreadPoolExecutor(pages.WORKERS) as pool:
         if not generation_id or not generation_id.isprintable() or "/" in generation_id:
@@ -98,7 +98,11 @@ def add(
             db.execute("UPDATE file SET digest = ? WHERE number = ?", (digest, file))
         db.execute("UPDATE generation SET added_bytes = ? WHERE number = ?", (added, number))
         seal(db, number)
-        return read_generation(db, number)
+        made = read_generation(db, number)
+        if not made.intact:
+            text = f"what is known of {generation_id} is too much, and could not be read back"
+            raise StoreError(text, "see why the database has so many tables: nescord-ops verify")
+        return made
 
 
 @dataclasses.dataclass(slots=True)

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
-from urllib.parse import quote
 
 from nescord_ops import database, volume
 from nescord_ops.errors import StoreError
@@ -138,7 +137,7 @@ def open_store(
         if path.stat().st_size == 0:
             raise StoreError(f"{path} is empty: its content was lost", _LOST)
         connection = sqlite3.connect(
-            f"file:{quote(str(path))}?mode=rw", uri=True, isolation_level=None, timeout=busy_seconds
+            database.uri(path, "mode=rw"), uri=True, isolation_level=None, timeout=busy_seconds
         )
     except (OSError, sqlite3.Error) as error:
         _explain(path, error)
@@ -246,7 +245,7 @@ def file_digest(db: sqlite3.Connection, file: int) -> bytes:
         " JOIN page ON page.number = page WHERE file = ? ORDER BY position"
     )
     for position, name in db.execute(rows, (file,)):
-        digest.update(page_digest(position, name))
+        digest.update(page_digest(position, name or b""))
     return digest.digest()
 
 

@@ -38,6 +38,7 @@ from nescord_ops.storefile import Store, explained
 
 FORMAT = "nescord-ops offsite 1"
 RECORD_BYTES = 4 << 20  # JSON takes up to 25 times as much when it is read; ours has some 10 kB
+_RECORD_LIMIT = RECORD_BYTES // 4 * 3  # the JSON beside says more, and is indented
 _RECORD = ".record.json"
 _WINDOW_BYTES = 1 << 27  # what `zstd -d` accepts
 _HEADER_BYTES = 1 << 16  # of extended headers, which are read into memory
@@ -46,6 +47,7 @@ _ZERO = bytes(pages.PAGE_BYTES)
 COPY_BYTES = 1 << 17
 OTHER_HINT = "use another copy (nescord-ops offsite list), and push this one again"
 Give = Callable[[bytes], object]
+_NO_TAR = (tarfile.TarError, zstandard.ZstdError, RecursionError)  # a header a header a header
 
 
 class DamagedError(OffsiteError):
@@ -134,6 +136,10 @@ def pack(store: Store, backup: Backup, give: Give, recipients: Sequence[Any] | N
                 yield from _member(backup.id, entry, files, hasher)
         info = tarfile.TarInfo(f"{backup.id}{_RECORD}")
         content = json.dumps(made().to_dict(), indent=1).encode()
+        if len(content) > _RECORD_LIMIT:
+            text = f"the record of {backup.id} is too long to be read back: {len(content):,} bytes"
+            hint = "see why it has so many files or tables: nescord-ops verify, nescord-ops clean"
+            raise OffsiteError(text, hint)
         info.size, info.mtime = len(content), int(backup.taken_at.timestamp())
         yield _frame(info.tobuf() + content + _padding(info.size) + bytes(2 * tarfile.BLOCKSIZE))
 
@@ -261,7 +267,7 @@ def unpack(
     except OSError as error:
         hint = "see that there is room; scratch space is set by TMPDIR"
         raise VolumeError(f"{error.filename or to}: {error.strerror or error}", hint) from error
-    except (tarfile.TarError, zstandard.ZstdError, ValueError, EOFError, OverflowError) as error:
+    except (*_NO_TAR, ValueError, EOFError, OverflowError) as error:
         raise DamagedError(f"what is in it is no `tar | zstd`: {error}", OTHER_HINT) from None
     if _parsed(content, beside.id) != beside:
         raise DamagedError("the JSON beside it is not the one inside: it was altered", OTHER_HINT)

@@ -506,9 +506,10 @@ def test_a_drill_compares_with_what_was_taken(lie: dict[str, Any], live: Setting
 
 
 @pytest.mark.usefixtures("quick_client")
-def test_a_drill_finds_a_vector_that_is_no_number(live: Settings) -> None:
+@pytest.mark.parametrize("vector", ["zeroblob(8)", "zeroblob(9000000)", "'text'", "NULL"])
+def test_a_drill_finds_a_vector_that_is_no_number(vector: str, live: Settings) -> None:
     with contextlib.closing(sqlite3.connect(live.chroma_dir / chroma.DATABASE)) as db, db:
-        db.execute("UPDATE embeddings_queue SET vector = zeroblob(8) WHERE seq_id = 7")
+        db.execute(f"UPDATE embeddings_queue SET vector = {vector} WHERE seq_id = 7")
     (identity,) = take(live)
     found = backup.drill(live, identity)
     assert found.outcome == "failed"
@@ -1004,6 +1005,36 @@ def test_a_store_on_the_volume_that_it_protects_is_said(live: Settings, tmp_path
         elsewhere = dataclasses.replace(on_railway, backup_dir=small)
         take(elsewhere)
         assert judged(elsewhere, NOON)["backups.place"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "facts", [{"kind": "other"}, {"proven_at": "2026-01-02T12:00:00"}, {"drilled": {"at": None}}]
+)
+def test_what_was_sealed_and_is_no_evidence_fails_its_check(
+    live: Settings, facts: dict[str, Any]
+) -> None:
+    """Its bytes are as stored, and yet it is restorable for nobody."""
+    made = backup.create(live, now=NOON).backup
+    assert made
+    with store.open_store(store_of(live)) as opened:
+        assert store.note(opened, made.id, facts).intact
+    (listed,) = backup.listing(live).backups
+    assert listed.fault == "its record is damaged"
+    (found,) = backup.check(live, made.id).checks
+    assert (found.status, found.summary) == (Status.FAIL, listed.fault)
+    assert backup.review(live, NOON).status is Status.FAIL
+
+
+def test_a_backup_that_ends_while_one_looks_stops_nobody(live: Settings) -> None:
+    backup.create(live, now=NOON)
+    journal = database.beside(store_of(live), "-journal")
+    code = "import pathlib, sys; p = pathlib.Path(sys.argv[1])\nwhile True: p.touch(), p.unlink()"
+    with subprocess.Popen([sys.executable, "-c", code, journal]) as writer:
+        try:
+            for _ in range(600):
+                backup.listing(live, looking=True)
+        finally:
+            writer.kill()
 
 
 def test_verify_does_not_mend_what_a_killed_backup_left(live: Settings) -> None:

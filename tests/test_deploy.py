@@ -447,6 +447,28 @@ def test_a_named_dockerfile_is_read_inside_the_checkout_only(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        "cat <<<hello",
+        "echo $((1<<2)) $((1 << 2))",
+        "true && \\\n  cat <<EOF >/x\nhello\nEOF",
+        "<<A cat <<-'B' >/x\na\nA\nb\nB",
+    ],
+)
+def test_a_heredoc_is_what_docker_takes_for_one(tmp_path: Path, command: str) -> None:
+    root = checkout(tmp_path, {"Dockerfile": f"FROM a\nRUN {command}\nVOLUME /x\n"})
+    line = 3 + command.count("\n")
+    assert f"Dockerfile:{line}" in said(lint(root), "image.volume")
+
+
+@pytest.mark.parametrize("key", ["²", "9" * 5000])
+def test_a_key_that_looks_like_a_number_is_a_key(tmp_path: Path, key: str) -> None:
+    text = json.dumps({key: 1, "volumes": [0]}, indent=0)
+    root = checkout(tmp_path, {"railway.json": text})
+    assert "railway.json:3" in said(lint(root), "config.volumes")
+
+
+@pytest.mark.parametrize(
     ("file", "unit"),
     [
         ("Dockerfile", "FROM a\n" + "RUN a\\\n" * 100_000),
@@ -458,6 +480,10 @@ def test_a_named_dockerfile_is_read_inside_the_checkout_only(tmp_path: Path) -> 
         ("railway.json", "[" + "{},\n" * 200_000 + "0]"),
         (".env", "A='\\'\n" * 75_000),
         ("README.md", "rm -\n" * 190_000),
+        ("railway.toml", 'a = """\n' + ("[" * 9_000 + "\n") * 100 + '"""'),
+        ("railway.json", '{"a":' + "[" * 300 + "0,\n" * 60_000 + "0" + "]" * 300 + "}"),
+        ("railway.json", '{"%s": [' % ("k" * 9_000) + "0,\n" * 60_000 + "0]}"),
+        ("Dockerfile", f"FROM a\nENV A={'a' * 200}\n" + ("RUN " + "$A" * 49 + "\n") * 9_000),
     ],
 )
 def test_a_large_file_takes_time_in_proportion(tmp_path: Path, file: str, unit: str) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import stat
+import struct
 import zipfile
 from pathlib import Path
 
@@ -134,6 +135,32 @@ def test_an_encrypted_archive_is_refused(base_demo: Demo, tmp_path: Path) -> Non
     content[content.index(b"PK\x01\x02") + 8] |= 1
     (tmp_path / NAME).write_bytes(content)
     with pytest.raises(BackupError, match="password"):
+        unpack(base_demo, tmp_path / NAME, tmp_path / "to")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_packed_as_the_bot_never_does_is_refused(
+    method: int, base_demo: Demo, tmp_path: Path
+) -> None:
+    """Damage of these is no error of zipfile's, and a few bytes unpack to any number."""
+    with zipfile.ZipFile(tmp_path / NAME, "w", method) as packed:
+        packed.writestr("database.db", bytes(10_000))
+    content = bytearray((tmp_path / NAME).read_bytes())
+    content[60:64] = b"\xff" * 4
+    (tmp_path / NAME).write_bytes(content)
+    with pytest.raises(BackupError, match="packed by method"):
+        unpack(base_demo, tmp_path / NAME, tmp_path / "to")
+
+
+def test_a_member_that_begins_beyond_every_file_is_refused(base_demo: Demo, tmp_path: Path) -> None:
+    content = archive(tmp_path / NAME, {"database.db": b"x" * 1000}).read_bytes()
+    at, end = content.index(b"PK\x01\x02"), content.index(b"PK\x05\x06")
+    entry = bytearray(content[at:end] + struct.pack("<HHQ", 1, 8, 2**64 - 5))
+    entry[30:32] = struct.pack("<H", 12)  # of extra fields
+    entry[42:46] = b"\xff" * 4  # the offset is in one of them
+    tail = content[end : end + 12] + struct.pack("<I", len(entry)) + content[end + 16 :]
+    (tmp_path / NAME).write_bytes(content[:at] + entry + tail)
+    with pytest.raises(BackupError, match="cannot be unpacked"):
         unpack(base_demo, tmp_path / NAME, tmp_path / "to")
 
 

@@ -419,6 +419,17 @@ def harm(settings: Settings) -> None:
         db.execute("UPDATE page SET data = ? WHERE number = ?", (data[:-1] + b"!", number))
 
 
+def test_a_record_too_long_to_be_read_back_is_not_pushed(site: Site) -> None:
+    """As of a volume with thousands of directories, or tables, that nobody removed."""
+    rows = dict.fromkeys((f"{number:040}" for number in range(80_000)), 1)
+    with store.open_store(site.settings.backup_dir / "store.sqlite3") as opened:
+        assert store.note(opened, ID, {"rows": rows}).intact
+    with pytest.raises(OffsiteError, match="too long to be read back") as caught:
+        offsite.push(site.settings, ID)
+    assert "nescord-ops clean" in caught.value.hint
+    assert site.objects == {}
+
+
 def test_a_damaged_generation_is_refused_in_the_middle(site: Site) -> None:
     harm(site.settings)
     with pytest.raises(StoreError, match="damaged") as caught:
@@ -819,6 +830,21 @@ def test_a_server_that_is_not_there_is_said(site: Site, monkeypatch: pytest.Monk
     assert "see that the server is up" in caught.value.hint
 
 
+def test_a_place_of_no_kind_is_said(site: Site) -> None:
+    with pytest.raises(OffsiteError, match="not known") as caught:
+        offsite.listing(site.settings, "ftpx://host/path")
+    assert "NESCORD_OPS_OFFSITE_URL" in caught.value.hint
+
+
+def test_a_secret_at_the_end_of_a_long_message_is_not_shown_in_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "zebra-crossing")
+    for length in range(280, 310):
+        error = remote._explained("s3://bucket", OSError("x" * length + "zebra-crossing"))
+        assert "ze" not in str(error)
+
+
 @pytest.mark.parametrize("missing", ["s3fs", "paramiko"])
 def test_a_package_that_is_absent_is_named(missing: str, site: Site) -> None:
     extra = {"s3fs": "s3", "paramiko": "sftp"}[missing]
@@ -1172,6 +1198,8 @@ def test_a_forged_tar_cannot_take_the_memory(site: Site, tmp_path: Path) -> None
     assert "sparse" in str(refused(site, tmp_path, "no `tar"))
     forge(site, [], whole.getvalue() + bytes(50 << 20))
     assert "follows its end" in str(refused(site, tmp_path, "no `tar"))
+    forge(site, [], member("x", tarfile.XHDTYPE).tobuf() * 2000)
+    assert "recursion" in str(refused(site, tmp_path, "no `tar"))
 
 
 @pytest.mark.parametrize("kind", ["twice", "missing", "no record", "no tar", "no zstd"])
@@ -1248,8 +1276,9 @@ def test_a_full_disk_is_said_and_nothing_is_added(
         assert list(small.iterdir()) == []
     with small_disk(tmp_path / "smaller", 100) as small:
         full = site.of(offsite_url=str(small))
-        with pytest.raises(OffsiteError, match="No space left"):
+        with pytest.raises(OffsiteError, match="No space left") as full_there:
             offsite.push(full, ID)
+        assert "offsite prune" in full_there.value.hint
         assert list(small.iterdir()) == []
 
 

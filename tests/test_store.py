@@ -312,6 +312,20 @@ def test_memory_stays_flat_at_four_times_the_data(tmp_path: Path) -> None:
     assert peaks[1] < peaks[0] + 15_000_000
 
 
+def test_a_store_lies_where_the_name_is_no_text(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 ?#%41")) / "store.sqlite3"
+    put(path, "a", plant(tmp_path / "in", {"x": b"x"}))
+    assert ids(path) == ["a"]
+    assert take(path, "a", tmp_path / "out") == seen(tmp_path / "in")
+
+
+def test_evidence_that_could_not_be_read_back_is_not_stored(kept: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="could not be read back"):
+        put(kept, "c", tmp_path / "a", rows="x" * (5 << 20))
+    assert ids(kept) == ["a", "b"]
+    assert damage(kept) == []
+
+
 def test_the_files_are_for_their_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "backups/store.sqlite3"
     put(path, "one", plant(tmp_path / "in", {"x": b"x"}))
@@ -561,6 +575,24 @@ def test_a_changed_record_is_found(kept: Path, tmp_path: Path) -> None:
             store.note(opened, "a", {"checked_at": "now"})
     with pytest.raises(StoreError, match="record of a is damaged"):
         take(kept, "a", tmp_path / "out")
+
+
+@pytest.mark.parametrize("column", ["page.data", "page.name", "file.path"])
+def test_a_value_that_is_gone_is_damage(kept: Path, tmp_path: Path, column: str) -> None:
+    """As where the disk gives zeros for a part of a record."""
+    table, name = column.split(".")
+    strict = storefile.SCHEMA[storefile.SCHEMA.index(f"CREATE TABLE {table}") :].split(";")[0]
+    for definition in (strict.replace(" NOT NULL", ""), strict):
+        with contextlib.closing(sqlite3.connect(kept)) as db, db:
+            if definition == strict:
+                db.execute(f"UPDATE {table} SET {name} = NULL WHERE number = 3")
+            db.execute("PRAGMA writable_schema=ON")
+            db.execute("UPDATE sqlite_schema SET sql = ? WHERE name = ?", (definition, table))
+    found = damage(kept)
+    assert "a" in {each.generation_id for each in found}
+    with store.open_store(kept) as opened, pytest.raises(StoreError):
+        store.extract(opened, "a", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_page_is_found(kept: Path, tmp_path: Path) -> None:
