@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,10 @@ MEASURES = {
 }
 CARRY_DAYS = 30  # a failure of a check that is not made any more stands no longer than this
 DOCUMENT_BYTES = 4_000_000  # ours have some 50 kB
-NO_DOCUMENT = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+NO_DOCUMENT = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError),
+    *(OverflowError, RecursionError),
+)
 READ_RUNS = 100  # JSON files that are read at the most where the history does not know
 NAMES = 4  # checks named in a sentence
 _CLOSING = ("none", "rules")  # `cause.none`, `image.rules`: nothing was found in the whole group
@@ -123,7 +126,8 @@ def _earlier(
     given = (name, volume, history.iso(until), READ_RUNS)
 
     def run(stamp: str, at: str, text: str | None) -> tuple[str, datetime, Standing | None]:
-        return stamp, datetime.fromisoformat(at), None if text is None else _read(text)
+        when = datetime.fromisoformat(at).astimezone(UTC)
+        return stamp, when, None if text is None else _read(text)
 
     return [*history.made(run, history.select(reports_dir, query, given))]
 
@@ -148,7 +152,7 @@ def _last_healthy(reports_dir: Path, name: str, volume: str, until: datetime) ->
           AND p.status IN ('ok', 'warn') AND coalesce(c.standing, '{}') = '{}'
     """
     rows = history.select(reports_dir, query, (name, volume, history.iso(until)))
-    with contextlib.suppress(ValueError, TypeError, IndexError):
+    with contextlib.suppress(ValueError, TypeError, IndexError, OverflowError):
         return history.iso(datetime.fromisoformat(rows[0][0]))
     return None
 

@@ -102,6 +102,9 @@ def read(path: Path, name: str) -> Notebook:
     # The object, not its path: papermill formats paths, so braces in one break it.
     content.metadata["kernelspec"] = dict(KERNELSPEC)
     content = load_notebook_node(content)
+    for cell in content.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []  # findings of a former run, where this one is refused
     if not any("parameters" in cell.metadata.tags for cell in content.cells):
         return Notebook(name, content, {}, "the notebook has no cell tagged `parameters`")
     found = inspect_notebook(content)

@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 from nescord_ops import (
     backup,
     chroma,
+    compare,
     database,
     history,
     index,
@@ -310,6 +311,7 @@ HISTORIES = {
     "the last second": "UPDATE runs SET generated_at = '9999-12-31T23:59:59-14:00'",
     "the last month": "UPDATE runs SET generated_at = '9999-12-05T00:00:00+00:00'",
     "the first year": "UPDATE runs SET generated_at = '0001-02-01T00:00:00+00:00', demo = 0",
+    "the first second": "UPDATE runs SET generated_at = '0001-01-01T00:00:00+14:00', demo = 0",
     "a strange status": "UPDATE runs SET status = '<b>'; UPDATE pages SET status = '<b>'",
     "no headline": "UPDATE pages SET headline = x'ff00'",
     "no number": "UPDATE measurements SET value = 'x'",
@@ -326,6 +328,7 @@ def test_a_history_that_nobody_of_us_wrote_stops_no_report(
     with contextlib.closing(sqlite3.connect(file)) as db:
         db.executescript(HISTORIES[kind])
     index_of(tmp_path)
+    compare.changes(tmp_path, kit["document"], NOW)
     history.series(tmp_path, "capacity.free")
     row = history.RunRow("20260802T120000Z", NOW, "ok", False, ())
     history.record(tmp_path, row, [])
@@ -349,6 +352,13 @@ DOCUMENTS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a number without end": lambda d: {**d, "checks": [{**d["checks"][0], "value": 10**400}]},
     "a strange path": lambda d: {**d, "settings": {"database": "/\0"}},
     "a path that is none": lambda d: {**d, "settings": {"database": ["x"]}},
+    "a time before all time": lambda d: {
+        **d,
+        "changes": {
+            "previous": "0001-01-01T00:00:00+14:00",
+            "warned": {check["name"]: "0001-01-01T00:00:00+14:00" for check in d["checks"]},
+        },
+    },
 }
 
 
@@ -363,6 +373,9 @@ def test_the_json_of_an_earlier_run_is_not_believed(
     text = document if isinstance(document, str) else json.dumps(document)
     (run / "verify.json").write_text(text)
     publish._adopt(tmp_path, publish._present(tmp_path))
+    row = history.RunRow(run.name, NOW, "ok", False, (history.PageRow("verify", "ok", "Healthy."),))
+    history.record(tmp_path, row, [kit["document"]])
+    assert compare.changes(tmp_path, kit["document"], NOW)["previous_run"] == run.name
     assert "<script" not in index_of(tmp_path)
 
 

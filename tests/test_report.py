@@ -443,6 +443,16 @@ def test_a_sample_stays_one_when_the_history_is_lost(tmp_path: Path) -> None:
     assert [row.demo for row in history.runs(tmp_path / "reports")] == [False, True]
 
 
+def test_what_a_notebook_was_saved_with_is_no_finding_of_a_run_that_is_refused(
+    tmp_path: Path, everything: report.Run
+) -> None:
+    saved = shutil.copy(page(everything, "failing")[0].notebook, tmp_path / "saved.ipynb")
+    made = report.run([str(saved)], out=tmp_path / "reports", parameters={"typo": "1"})
+    _, document, _ = page(made, "saved")
+    assert [check["name"] for check in document["checks"]] == [report.RUN_CHECK]
+    assert (made.status, document["data"]) == (Status.UNKNOWN, {})
+
+
 @pytest.mark.usefixtures("quick")
 def test_where_nothing_can_be_written_the_error_says_so(tmp_path: Path) -> None:
     name = make(tmp_path / "n.ipynb", "1")
