@@ -340,6 +340,8 @@ def test_each_cause_that_troubleshoot_names_stands_with_its_whole_fix() -> None:
     commands = ["# stop the bot", "# what may go:", "nescord-ops clean", "# see:"]
     cause = {"name": "full", "says": "the volume is full", "plan": "Make room."}
     data = {"diagnoses": [{**cause, "commands": commands}]}
+    hostile = {"fixes": [{**cause, "checks": ["a"], "plan": "<b>", "commands": []}]}
+    assert "→ &lt;b&gt;</p>" in page([fail("a", "b", "c")], data=hostile)
     for level in (fail, warn):
         found = [level("cause.full", "it is full (access.space: 3 MB)", "nescord-ops clean")]
         html = page(found, "troubleshoot", data=data)
