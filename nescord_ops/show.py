@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nescord_ops.checks import Check, Status
 
-_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.")
+_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\](?:[^\x07\x1b]*+(?:\x07|\x1b\\))?|\x1b.")
 _MARK = re.compile(r"\x0e(-?\d{1,20}(?:\.\d{1,20})?(?:e[-+]\d\d)?) (bytes|USD|s)\x0f")
 _CONTROL = re.compile(
     rf"{_MARK.pattern}|[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
