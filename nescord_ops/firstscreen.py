@@ -273,7 +273,7 @@ def moment(text: object) -> datetime | None:
     """A time as the documents write it; None for anything else."""
     try:
         return datetime.fromisoformat(str(text)).astimezone(UTC) if text else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

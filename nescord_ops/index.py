@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from nescord_ops import checks, compare, history, render, show, spark
+from nescord_ops import checks, compare, history, render, show, spark, todo
 from nescord_ops.checks import Status
 from nescord_ops.history import RunRow
 
@@ -99,7 +99,7 @@ def newest(
     names = f"{_SAID[status]}: {', '.join(each.name for each in worst)}"
     if unseen and not Status(run.status).exit_code:
         worst = [each for each in run.pages if each.name in unseen]
-        word, names = "What failed was not looked at again", ", ".join(sorted(unseen))
+        word, names = todo.NOT_AGAIN, ", ".join(sorted(unseen))
     healthy = _healthy_before(run, runs) if status.exit_code else None
     return {
         "status": status.value,

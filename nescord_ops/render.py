@@ -63,7 +63,9 @@ def _banner(document: Mapping[str, Any]) -> dict[str, Any]:
     name, status = document["name"], Status(document["status"])
     sentence, _, counts = f"{checks.headline(seen, name)}".partition(". ")
     changed = _changes(document, seen)
-    shown = Status.UNKNOWN if changed["unseen"] and not status.exit_code else status
+    shown = status
+    if changed["unseen"] and not status.exit_code:
+        shown, sentence = Status.UNKNOWN, todo.NOT_AGAIN
     now = _made_at(document)
     facts = (document["data"], seen, now, changed["unseen"], changed["began"])
     three = firstscreen.numbers(name, *facts)
@@ -109,8 +111,8 @@ def _changes(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, An
         return {"changes": None, "since": "", "unseen": 0, "began": None}
     failed = {check.name for check in seen if check.status is Status.FAIL}
     unseen = changes.get("unseen") or {}
-    times = (todo.since(at) for name, at in (changes.get("since") or {}).items() if name in failed)
-    since = min(filter(None, times), default="")
+    times = [at for name, at in (changes.get("since") or {}).items() if name in failed]
+    since = todo.since(*times)
     healthy, previous = todo.since(changes.get("last_healthy")), todo.since(changes.get("previous"))
     said = ""
     if failed and since:
@@ -118,12 +120,10 @@ def _changes(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, An
         said = "First seen now" if new else f"Failing since {since}"
         said += f"; last healthy run {healthy}." if healthy else "; no healthy run is known."
     elif unseen:
-        times = (todo.since(each.get("since")) for each in unseen.values())
+        began = todo.since(*(each.get("since") for each in unseen.values()))
         checked = show.count(len(unseen), "check")
         said = f"{checked} that failed ({', '.join(unseen)}) not looked at again"
-        said += "".join(
-            f"; failing since {at}" for at in [min(filter(None, times), default="")] if at
-        )
+        said += f"; failing since {began}" if began else ""
     elif failed and not previous:
         said = "Since when is not known: this is the first run that is kept."
     rows = [
@@ -134,11 +134,10 @@ def _changes(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, An
         )
         for each in changes.get("measures") or ()
     ]
-    began = (at for name, at in (changes.get("since") or {}).items() if name in failed)
     return {
         "since": said,
         "unseen": len(unseen),
-        "began": firstscreen.moment(min(began, default="")),
+        "began": firstscreen.moment(min(times, default="")),
         "changes": {
             "same": len(failed),
             "previous": previous,

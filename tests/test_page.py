@@ -251,6 +251,9 @@ def test_since_when_and_what_changed_stand_on_the_page() -> None:
     unseen = {"chroma.index": {"since": "2026-11-20T03:00:00+00:00", "seen": "…"}}
     quick = page([ok("a", "b")], changes={"previous": None, "since": {}, "unseen": unseen})
     assert 'class="verdict unknown"' in quick, "what failed and was not looked at again is not good"
+    assert "? verify: What failed was not looked at again." in quick
+    assert "Your data is safe" not in quick
+    assert "Nothing now" not in quick
     assert "1 check that failed (chroma.index) not looked at again" in first_screen(quick)
     assert "of 1 made; 1 that failed not looked at again" in first_screen(quick)
     assert "Look again at what failed: nescord-ops verify" in first_screen(quick)
@@ -386,9 +389,12 @@ def test_a_command_is_taken_out_of_a_hint(hint: str, command: str) -> None:
 def test_commands_in_the_table_of_checks_name_the_installation(demo: MakeDemo) -> None:
     made = demo()
     found = [warn("a", "b", "stopped: nescord-ops clean sync --apply"), fail("c", "d", "e")]
-    html = page(found, settings=settings.load(app_dir=made.app_dir).to_dict())
+    found_in = settings.load(app_dir=made.app_dir).to_dict()
+    html = page(found, settings=found_in)
     tool = f"nescord-ops --app-dir {made.app_dir}"
     assert html.count(f"stopped: {tool} clean sync --apply") == 2, "behind, and in the table"
+    called = page([warn("a", "b", f"{tool} backup create")], settings=found_in)
+    assert f"→ {tool} backup create" in called, "a fix is called so already"
 
 
 def test_times_say_how_long_ago_they_were_but_not_in_code() -> None:
