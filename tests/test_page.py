@@ -405,6 +405,11 @@ def test_times_say_how_long_ago_they_were_but_not_in_code() -> None:
     assert said == html.replace("taken 2026-11-24 09:00 UTC", f"taken {time}")
 
 
+def test_a_column_with_numbers_has_its_heading_above_them() -> None:
+    html = show.table(("a", "b", "c"), [("x", None), ("y", show.size(1)), ("z", "none", 1)])
+    assert re.findall(r' class="number">(\w)</th>', html) == ["b", "c"]
+
+
 def test_a_long_table_is_folded_and_one_is_singular() -> None:
     html = show.table(("a", "b"), [(n, n) for n in range(20)])
     assert html.count("<tr><td") == 20
