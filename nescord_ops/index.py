@@ -9,7 +9,6 @@ were removed still has its verdict.
 from __future__ import annotations
 
 import calendar
-import contextlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -68,8 +67,8 @@ def section(
     anchor: str, runs: Sequence[RunRow], links: Mapping[str, str], reports_dir: Path
 ) -> dict[str, Any]:
     """Given the runs of one volume, newest first, return all that the index shows of it."""
-    first = next(run for run in runs if run.stamp in links)
     kept = [run for run in runs if run.stamp in links]
+    first = kept[0]
     title = "Samples" if first.demo else first.volume or "Runs that name no volume"
     return {
         "anchor": anchor,
@@ -147,13 +146,9 @@ def _unseen(page: history.PageRow) -> bool:
 
 def _since(pages: Iterable[history.PageRow], now: datetime) -> str:
     """Since when the pages' failures stand, in words; empty where the history does not say."""
-    times = []
-    for each in pages:
-        with contextlib.suppress(ValueError):
-            times.append(datetime.fromisoformat(each.since))
-    if not times:
+    began = todo.since(*(each.since for each in pages))
+    if not began:
         return ""
-    began = show.moment(min(times))
     return "First seen now" if began == show.moment(now) else f"Failing since {began}"
 
 

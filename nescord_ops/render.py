@@ -7,7 +7,6 @@ are `show`'s, which escapes every string itself; figures are images, so nothing 
 
 from __future__ import annotations
 
-import base64
 import copy
 import html
 import re
@@ -162,7 +161,10 @@ def _difference(measure: Mapping[str, Any]) -> show.Amount:
 
 
 def findings(document: Mapping[str, Any]) -> list[Check]:
-    """Given a JSON document, return its checks; raise ValueError or TypeError if they are none."""
+    """Given a JSON document, return its checks; raise one of three errors if they are none.
+
+    KeyError where one has no status, TypeError for other fields, ValueError for other values.
+    """
     found = [Check(**{**check, "status": Status(check["status"])}) for check in document["checks"]]
     if not all(map(_is_right, found)):
         raise ValueError("a check with a value of the wrong type")
@@ -293,14 +295,10 @@ def _image(data: Mapping[str, Any]) -> str:
     """An output's picture as a data URI; an SVG in an `img` can neither run nor load anything."""
     if _best(data) == "image/png":
         return "data:image/png;base64," + re.sub(r"[^A-Za-z0-9+/=]", "", str(data["image/png"]))
-    svg = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", _svg(data), flags=re.S)
+    noise = r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>"
+    svg = re.sub(noise, "", str(data["image/svg+xml"]), flags=re.S)
     svg = re.sub(r">\s+<", "><", svg.strip())
     return "data:image/svg+xml," + urllib.parse.quote(svg, safe=" '()*+,-./:;=?@_{}")
-
-
-def _svg(data: Mapping[str, Any]) -> str:
-    value = data["image/svg+xml"]
-    return value if isinstance(value, str) else base64.b64decode(value).decode("utf-8", "replace")
 
 
 def _link(*parts: str) -> str:
