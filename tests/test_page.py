@@ -14,7 +14,16 @@ import pytest
 from conftest import MakeDemo
 from test_marks import leaks
 
-from nescord_ops import checks, firstscreen, render, report, settings, show, verify
+from nescord_ops import (
+    checks,
+    firstscreen,
+    render,
+    report,
+    settings,
+    show,
+    troubleshoot,
+    verify,
+)
 from nescord_ops.checks import fail, ok, unknown, warn
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -380,6 +389,9 @@ def test_a_command_that_stands_below_is_left_out_of_the_hint() -> None:
         ("chmod 600 /app/.env", "chmod 600 /app/.env"),
         ("chmod 600 /app/$(reboot)/.env", ""),
         ("grow the volume in Railway's dashboard", ""),
+        (troubleshoot.LOGS_HINT, "TOOL troubleshoot --logs bot.txt"),
+        ("push it again, which replaces it: nescord-ops offsite push", ""),
+        ("or nescord-ops restore nescordbot_backup_20261124_180927 --only database", ""),
     ],
 )  # fmt: skip
 def test_a_command_is_taken_out_of_a_hint(hint: str, command: str) -> None:
