@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nescord_ops.logs import Log
 
 BARS = 120
+YEARS = range(2000, 2100)  # of a log; matplotlib has no room beside the first and the last year
 WIDTH_INCHES = 5.6  # no wider, so that text is still legible on a phone
 INK, FAINT = "#71777d", "#9aa0a6"
 BLUE, TEAL, AMBER, RED = "#3b86b8", "#2f9583", "#b5842c", "#c25548"
@@ -199,13 +200,16 @@ def backups(cost: Cost) -> Figure:
 def errors(log: Log) -> Figure:
     """Errors and warnings over time, in at most BARS equal steps of whole hours."""
     title = "Errors and warnings over time"
-    if not log.hours:
-        return _empty(title, "No line with a time was read.")
-    first, last = log.hours[0].at, log.hours[-1].at
+    hours = [hour for hour in log.hours if hour.at.year in YEARS]
+    if not hours:
+        return _empty(title, "No line with a time that can be right was read.")
+    first, last = hours[0].at, hours[-1].at
+    began = max(first, log.first_at or first)
+    ended = min(last + timedelta(hours=1), log.last_at or last)
     step = timedelta(hours=((last - first) // timedelta(hours=1)) // BARS + 1)
     bars = [first + step * number for number in range((last - first) // step + 1)]
     bad, meant = [0] * len(bars), [0] * len(bars)
-    for hour in log.hours:
+    for hour in hours:
         place = (hour.at - first) // step
         bad[place] += hour.errors
         meant[place] += hour.warnings
@@ -217,11 +221,11 @@ def errors(log: Log) -> Figure:
         axes.set_ylabel(f"in {step // timedelta(hours=1):,} h")
         axes.set_ylim(0, max(map(sum, zip(bad, meant, strict=True))) * 1.1 or 1)
         _time_axis(axes)
-        worst = max(log.hours, key=lambda hour: (hour.errors, hour.warnings))
+        worst = max(hours, key=lambda hour: (hour.errors, hour.warnings))
         most = f"; most in the hour of {show.moment(worst.at)}" if sum(bad) + sum(meant) else ""
         return draw(
             f"{show.count(sum(bad), 'error')} and {show.count(sum(meant), 'warning')} from"
-            f" {show.moment(log.first_at)} to {show.moment(log.last_at)}{most}."
+            f" {show.moment(began)} to {show.moment(ended)}{most}."
         )
 
 

@@ -273,7 +273,7 @@ def moment(text: object) -> datetime | None:
     """A time as the documents write it; None for anything else."""
     try:
         return datetime.fromisoformat(str(text)).astimezone(UTC) if text else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -328,13 +328,14 @@ def later(name: str, three: Sequence[Number], tool: str) -> tuple[str, str, str]
 
 
 _PATH = r"/[\w./@:+-]+(?=[\s;,()]|$)"  # one that needs no quotes, or the command is not shown
-_WORD = rf"--[\w-]+|nescordbot_backup_\w+|{_PATH}|\d+|DIR|ID|REPO|PATH"
+_WORD = rf"--[\w-]+|nescordbot_backup_\w+|{_PATH}|[\w-]+\.txt|\d+|DIR|ID|REPO|PATH"
 _VERBS = (
     r"verify|capacity|cost|deploy|troubleshoot|report|clean|segments|pages|queue|deletions|residue"
     r"|sync|items|backups|strays|stale|unsynced|backup|create|list|check|drill|prune|export|adopt|restore"
     r"|offsite|push|pull|keygen|full|quick|demo"
 )
 _OURS = re.compile(rf"nescord-ops(?: (?:{_WORD}|{_VERBS})(?![\w-]))+")
+_CUT = re.compile(r" (?:push|pull|drill|adopt|export|restore|--keep|--logs|--only|--to)$")
 _THEIRS = re.compile(
     rf"(?:chmod|chown) \d+ {_PATH}|git rm --cached \.env|pip install [\w-]+"
     r"|railway (?:logs|ssh|config migrate)(?: --?[\w-]+(?: ts)?)*"
@@ -342,8 +343,11 @@ _THEIRS = re.compile(
 
 
 def command(hint: str, tool: str) -> str:
-    """Given a hint, return the first command in it, `nescord-ops` called as `tool`; or nothing."""
+    """Given a hint, return the first command in it, `nescord-ops` called as `tool`; or nothing.
+
+    One without what it is about does not run, and is none.
+    """
     ours, theirs = _OURS.search(hint), _THEIRS.search(hint)
-    if ours:
+    if ours and not _CUT.search(ours[0]):
         return tool + ours[0].rstrip(".").removeprefix("nescord-ops")
     return theirs[0] if theirs else ""

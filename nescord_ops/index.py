@@ -9,7 +9,6 @@ were removed still has its verdict.
 from __future__ import annotations
 
 import calendar
-import contextlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from nescord_ops import checks, compare, history, render, show, spark
+from nescord_ops import checks, compare, history, render, show, spark, todo
 from nescord_ops.checks import Status
 from nescord_ops.history import RunRow
 
@@ -68,8 +67,8 @@ def section(
     anchor: str, runs: Sequence[RunRow], links: Mapping[str, str], reports_dir: Path
 ) -> dict[str, Any]:
     """Given the runs of one volume, newest first, return all that the index shows of it."""
-    first = next(run for run in runs if run.stamp in links)
     kept = [run for run in runs if run.stamp in links]
+    first = kept[0]
     title = "Samples" if first.demo else first.volume or "Runs that name no volume"
     return {
         "anchor": anchor,
@@ -99,7 +98,7 @@ def newest(
     names = f"{_SAID[status]}: {', '.join(each.name for each in worst)}"
     if unseen and not Status(run.status).exit_code:
         worst = [each for each in run.pages if each.name in unseen]
-        word, names = "What failed was not looked at again", ", ".join(sorted(unseen))
+        word, names = todo.NOT_AGAIN, ", ".join(sorted(unseen))
     healthy = _healthy_before(run, runs) if status.exit_code else None
     return {
         "status": status.value,
@@ -147,13 +146,9 @@ def _unseen(page: history.PageRow) -> bool:
 
 def _since(pages: Iterable[history.PageRow], now: datetime) -> str:
     """Since when the pages' failures stand, in words; empty where the history does not say."""
-    times = []
-    for each in pages:
-        with contextlib.suppress(ValueError):
-            times.append(datetime.fromisoformat(each.since))
-    if not times:
+    began = todo.since(*(each.since for each in pages))
+    if not began:
         return ""
-    began = show.moment(min(times))
     return "First seen now" if began == show.moment(now) else f"Failing since {began}"
 
 

@@ -60,7 +60,7 @@ def read(handle: int, size: int) -> Iterator[tuple[int, bytes]]:
     """Given an open file and its size, yield (position, content) of every page that is not zero.
 
     Holes are skipped without being read (lseek(2), SEEK_DATA), so a sparse file costs what it
-    holds. Raise EOFError if the file ends early.
+    holds. Raise EOFError if the file ends within a page: behind its last page may be a hole.
     """
     position = 0
     while position * PAGE_BYTES < size:
@@ -147,7 +147,7 @@ def ahead(
 
 
 def batched(items: Iterable[_Given], count: int = 16) -> Iterator[list[_Given]]:
-    """Yield the items in lists of sixteen: a megabyte of pages for a worker at a time."""
+    """Yield the items in lists of `count`: sixteen pages are a megabyte for a worker at a time."""
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, count)):
         yield batch

@@ -7,7 +7,6 @@ are `show`'s, which escapes every string itself; figures are images, so nothing 
 
 from __future__ import annotations
 
-import base64
 import copy
 import html
 import re
@@ -63,7 +62,9 @@ def _banner(document: Mapping[str, Any]) -> dict[str, Any]:
     name, status = document["name"], Status(document["status"])
     sentence, _, counts = f"{checks.headline(seen, name)}".partition(". ")
     changed = _changes(document, seen)
-    shown = Status.UNKNOWN if changed["unseen"] and not status.exit_code else status
+    shown = status
+    if changed["unseen"] and not status.exit_code:
+        shown, sentence = Status.UNKNOWN, todo.NOT_AGAIN
     now = _made_at(document)
     facts = (document["data"], seen, now, changed["unseen"], changed["began"])
     three = firstscreen.numbers(name, *facts)
@@ -109,8 +110,8 @@ def _changes(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, An
         return {"changes": None, "since": "", "unseen": 0, "began": None}
     failed = {check.name for check in seen if check.status is Status.FAIL}
     unseen = changes.get("unseen") or {}
-    times = (todo.since(at) for name, at in (changes.get("since") or {}).items() if name in failed)
-    since = min(filter(None, times), default="")
+    times = [at for name, at in (changes.get("since") or {}).items() if name in failed]
+    since = todo.since(*times)
     healthy, previous = todo.since(changes.get("last_healthy")), todo.since(changes.get("previous"))
     said = ""
     if failed and since:
@@ -118,12 +119,10 @@ def _changes(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, An
         said = "First seen now" if new else f"Failing since {since}"
         said += f"; last healthy run {healthy}." if healthy else "; no healthy run is known."
     elif unseen:
-        times = (todo.since(each.get("since")) for each in unseen.values())
+        began = todo.since(*(each.get("since") for each in unseen.values()))
         checked = show.count(len(unseen), "check")
         said = f"{checked} that failed ({', '.join(unseen)}) not looked at again"
-        said += "".join(
-            f"; failing since {at}" for at in [min(filter(None, times), default="")] if at
-        )
+        said += f"; failing since {began}" if began else ""
     elif failed and not previous:
         said = "Since when is not known: this is the first run that is kept."
     rows = [
@@ -134,11 +133,10 @@ def _changes(document: Mapping[str, Any], seen: Iterable[Check]) -> dict[str, An
         )
         for each in changes.get("measures") or ()
     ]
-    began = (at for name, at in (changes.get("since") or {}).items() if name in failed)
     return {
         "since": said,
         "unseen": len(unseen),
-        "began": firstscreen.moment(min(began, default="")),
+        "began": firstscreen.moment(min(times, default="")),
         "changes": {
             "same": len(failed),
             "previous": previous,
@@ -163,7 +161,10 @@ def _difference(measure: Mapping[str, Any]) -> show.Amount:
 
 
 def findings(document: Mapping[str, Any]) -> list[Check]:
-    """Given a JSON document, return its checks; raise ValueError or TypeError if they are none."""
+    """Given a JSON document, return its checks; raise one of three errors if they are none.
+
+    KeyError where one has no status, TypeError for other fields, ValueError for other values.
+    """
     found = [Check(**{**check, "status": Status(check["status"])}) for check in document["checks"]]
     if not all(map(_is_right, found)):
         raise ValueError("a check with a value of the wrong type")
@@ -294,14 +295,10 @@ def _image(data: Mapping[str, Any]) -> str:
     """An output's picture as a data URI; an SVG in an `img` can neither run nor load anything."""
     if _best(data) == "image/png":
         return "data:image/png;base64," + re.sub(r"[^A-Za-z0-9+/=]", "", str(data["image/png"]))
-    svg = re.sub(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", "", _svg(data), flags=re.S)
+    noise = r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>"
+    svg = re.sub(noise, "", str(data["image/svg+xml"]), flags=re.S)
     svg = re.sub(r">\s+<", "><", svg.strip())
     return "data:image/svg+xml," + urllib.parse.quote(svg, safe=" '()*+,-./:;=?@_{}")
-
-
-def _svg(data: Mapping[str, Any]) -> str:
-    value = data["image/svg+xml"]
-    return value if isinstance(value, str) else base64.b64decode(value).decode("utf-8", "replace")
 
 
 def _link(*parts: str) -> str:

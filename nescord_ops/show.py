@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nescord_ops.checks import Check, Status
 
-_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.")
+_ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\](?:[^\x07\x1b]*+(?:\x07|\x1b\\))?|\x1b.")
 _MARK = re.compile(r"\x0e(-?\d{1,20}(?:\.\d{1,20})?(?:e[-+]\d\d)?) (bytes|USD|s)\x0f")
 _CONTROL = re.compile(
     rf"{_MARK.pattern}|[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
@@ -214,11 +214,11 @@ def table(
 def _table(
     columns: Sequence[str], cells: Sequence[Sequence[object]], caption: str, css: str
 ) -> str:
-    # a column of numbers has its heading above the numbers
-    first = cells[0] if cells else [""] * len(columns)
+    # a column with numbers has its heading above them
+    numbers = {n for row in cells for n, cell in enumerate(row) if _is_number(cell)}
     head = "".join(
-        f'<th scope="col"{_NUMBER if _is_number(cell) else ""}>{html.escape(column)}</th>'
-        for column, cell in zip(map(printable, columns), first, strict=False)
+        f'<th scope="col"{_NUMBER if n in numbers else ""}>{html.escape(printable(column))}</th>'
+        for n, column in enumerate(columns)
     )
     body = "".join(f"<tr>{''.join(_cell(cell) for cell in row)}</tr>" for row in cells)
     body = body or f'<tr><td colspan="{len(columns)}">none</td></tr>'
@@ -281,17 +281,17 @@ def checks_table(title: str, status: Status, checks: Iterable[Check]) -> str:
     """Return the checks as HTML, worst first: what was seen, what to do; good ones folded."""
     ranked = _ranked(checks)
     bad = [check for check in ranked if not (check.status == "ok" or check.expected)]
-    good = [check for check in ranked if check not in bad]
+    good = [check for check in ranked if check.status == "ok" or check.expected]
     heading = f"{badge(status)} <strong>{titled(title)}</strong>"
     if not bad:
         return f"<details><summary>{heading}</summary>{checks_rows(good)}</details>"
     table = f"<p>{heading}</p>{checks_rows(bad)}"
+    if not good:
+        return table
     unseen = sum(check.expected for check in good)
-    words = [f"{len(good) - unseen} ok"] * (len(good) > unseen) + [f"{unseen} not checked"] * bool(
-        unseen
-    )
-    rest = f"<summary>{', '.join(words)}</summary>{checks_rows(good)}" if good else ""
-    return f"{table}<details>{rest}</details>" if good else table
+    counts = ((len(good) - unseen, "ok"), (unseen, "not checked"))
+    words = ", ".join(f"{number} {word}" for number, word in counts if number)
+    return f"{table}<details><summary>{words}</summary>{checks_rows(good)}</details>"
 
 
 def checks_rows(checks: Iterable[Check]) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from nescord_ops import checks, firstscreen, settings, show
 from nescord_ops.checks import Check, Status
 
 TODO_LIMIT = 8
+NOT_AGAIN = "What failed was not looked at again"
+_BARE = re.compile("nescord-ops (?!--app-dir )")  # a fix has the call that works from anywhere
 
 
 def steps(
@@ -59,16 +61,17 @@ def steps(
         if found and level is not first
     ]
     word, remark, command = firstscreen.later(document["name"], three, called)
+    asked = any(
+        not check.hint.removeprefix("# ").startswith(checks.NOTHING_TO_DO) for check, _ in chosen
+    )
+    if unseen:
+        word = f"{NOT_AGAIN}."
     if unseen and document["name"] in ("verify", "capacity", "troubleshoot", "deploy"):
         remark, command = "Look again at what failed:", f"{called} {document['name']}"
-    elif chosen and all(_asks_nothing(check) for check, _ in chosen):
-        word = "Nothing now."
-    elif fixes and not rest:
+    elif asked and (document["name"] == "troubleshoot" or (fixes and not rest)):
         remark, command = "When it is done, look again:", f"{called} verify"
-    elif first is not None and document["name"] != "troubleshoot":
+    elif asked:
         remark, command = "Causes, and their fixes as commands:", f"{called} troubleshoot"
-    elif first is not None:
-        remark, command = "When it is done, look again:", f"{called} verify"
     return {
         **{"fixes": fixes, "todo": todo, "more": len(rest) - len(todo)},
         "behind": behind,
@@ -85,10 +88,6 @@ def tool(document: Mapping[str, Any]) -> str:
     return settings.command(document["settings"])
 
 
-def _asks_nothing(check: Check) -> bool:
-    return check.hint.removeprefix("# ").startswith(checks.NOTHING_TO_DO)
-
-
 def _fixes(
     document: Mapping[str, Any], chosen: Iterable[tuple[Check, list[str]]], began: Mapping[str, str]
 ) -> list[dict[str, Any]]:
@@ -103,13 +102,12 @@ def _fixes(
         names = [name for name in fix["checks"] if name in failed]
         if not names:
             continue
-        first = min((began[name] for name in names if name in began), default="")
         found.append(
             {
                 "badge": show.badge(failed[names[0]].status),
                 "says": fix["says"],
                 "checks": names,
-                "since": since(first),
+                "since": since(*(began.get(name) for name in names)),
                 "seen": [(name, show.titled(failed[name].summary)) for name in names],
                 "plan": fix.get("plan") or "",
                 "steps": _steps(fix["commands"]),
@@ -137,7 +135,7 @@ def _steps(lines: Iterable[str]) -> list[dict[str, str]]:
 def rows(seen: Sequence[Check], tool: str) -> str:
     """The checks as a table, commands in the hints called so that they work from anywhere."""
     return show.checks_rows(
-        dataclasses.replace(c, hint=f"{c.hint}".replace("nescord-ops ", f"{tool} ")) for c in seen
+        dataclasses.replace(c, hint=_BARE.sub(lambda _: f"{tool} ", f"{c.hint}")) for c in seen
     )
 
 
@@ -153,9 +151,7 @@ def _earlier(at: object, document: Mapping[str, Any]) -> bool:
     return since(at) != since(document["generated_at"])
 
 
-def since(text: object) -> str:
-    """A time of the history as the page says it; empty where it is none."""
-    try:
-        return show.moment(datetime.fromisoformat(str(text))) if text else ""
-    except (ValueError, OverflowError):
-        return ""
+def since(*times: object) -> str:
+    """The earliest of the history's times as the page says it; empty where none is one."""
+    known = [*filter(None, map(firstscreen.moment, times))]
+    return show.moment(min(known)) if known else ""

@@ -52,6 +52,11 @@ def test_controls_and_half_characters_become_visible(text: str) -> None:
     seen.encode("utf-8")
 
 
+def test_what_begins_a_title_of_the_terminal_hides_nothing_behind_it() -> None:
+    assert show.printable("the file \x1b]0;x is damaged") == "the file 0;x is damaged"
+    assert show.printable("\x1b]0;title\x07\x1b]8;;x\x1b\\a\x1b[1mb") == "ab"
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0 bytes"), (999, "999 bytes"), (1000, "1 kB"), (1_500_000, "1.5 MB"), (4.2e9, "4.2 GB")],

@@ -14,7 +14,16 @@ import pytest
 from conftest import MakeDemo
 from test_marks import leaks
 
-from nescord_ops import checks, firstscreen, render, report, settings, show, verify
+from nescord_ops import (
+    checks,
+    firstscreen,
+    render,
+    report,
+    settings,
+    show,
+    troubleshoot,
+    verify,
+)
 from nescord_ops.checks import fail, ok, unknown, warn
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -251,6 +260,9 @@ def test_since_when_and_what_changed_stand_on_the_page() -> None:
     unseen = {"chroma.index": {"since": "2026-11-20T03:00:00+00:00", "seen": "…"}}
     quick = page([ok("a", "b")], changes={"previous": None, "since": {}, "unseen": unseen})
     assert 'class="verdict unknown"' in quick, "what failed and was not looked at again is not good"
+    assert "? verify: What failed was not looked at again." in quick
+    assert "Your data is safe" not in quick
+    assert "Nothing now" not in quick
     assert "1 check that failed (chroma.index) not looked at again" in first_screen(quick)
     assert "of 1 made; 1 that failed not looked at again" in first_screen(quick)
     assert "Look again at what failed: nescord-ops verify" in first_screen(quick)
@@ -340,6 +352,8 @@ def test_each_cause_that_troubleshoot_names_stands_with_its_whole_fix() -> None:
     commands = ["# stop the bot", "# what may go:", "nescord-ops clean", "# see:"]
     cause = {"name": "full", "says": "the volume is full", "plan": "Make room."}
     data = {"diagnoses": [{**cause, "commands": commands}]}
+    hostile = {"fixes": [{**cause, "checks": ["a"], "plan": "<b>", "commands": []}]}
+    assert "→ &lt;b&gt;</p>" in page([fail("a", "b", "c")], data=hostile)
     for level in (fail, warn):
         found = [level("cause.full", "it is full (access.space: 3 MB)", "nescord-ops clean")]
         html = page(found, "troubleshoot", data=data)
@@ -375,6 +389,9 @@ def test_a_command_that_stands_below_is_left_out_of_the_hint() -> None:
         ("chmod 600 /app/.env", "chmod 600 /app/.env"),
         ("chmod 600 /app/$(reboot)/.env", ""),
         ("grow the volume in Railway's dashboard", ""),
+        (troubleshoot.LOGS_HINT, "TOOL troubleshoot --logs bot.txt"),
+        ("push it again, which replaces it: nescord-ops offsite push", ""),
+        ("or nescord-ops restore nescordbot_backup_20261124_180927 --only database", ""),
     ],
 )  # fmt: skip
 def test_a_command_is_taken_out_of_a_hint(hint: str, command: str) -> None:
@@ -384,9 +401,12 @@ def test_a_command_is_taken_out_of_a_hint(hint: str, command: str) -> None:
 def test_commands_in_the_table_of_checks_name_the_installation(demo: MakeDemo) -> None:
     made = demo()
     found = [warn("a", "b", "stopped: nescord-ops clean sync --apply"), fail("c", "d", "e")]
-    html = page(found, settings=settings.load(app_dir=made.app_dir).to_dict())
+    found_in = settings.load(app_dir=made.app_dir).to_dict()
+    html = page(found, settings=found_in)
     tool = f"nescord-ops --app-dir {made.app_dir}"
     assert html.count(f"stopped: {tool} clean sync --apply") == 2, "behind, and in the table"
+    called = page([warn("a", "b", f"{tool} backup create")], settings=found_in)
+    assert f"→ {tool} backup create" in called, "a fix is called so already"
 
 
 def test_times_say_how_long_ago_they_were_but_not_in_code() -> None:
@@ -395,6 +415,11 @@ def test_times_say_how_long_ago_they_were_but_not_in_code() -> None:
     said = show.dated(html, NOW)
     time = '<time datetime="2026-11-24T09:00:00+00:00">2026-11-24 09:00 UTC, 3 h ago</time>'
     assert said == html.replace("taken 2026-11-24 09:00 UTC", f"taken {time}")
+
+
+def test_a_column_with_numbers_has_its_heading_above_them() -> None:
+    html = show.table(("a", "b", "c"), [("x", None), ("y", show.size(1)), ("z", "none", 1)])
+    assert re.findall(r' class="number">(\w)</th>', html) == ["b", "c"]
 
 
 def test_a_long_table_is_folded_and_one_is_singular() -> None:

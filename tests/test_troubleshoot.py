@@ -18,7 +18,18 @@ import pytest
 from conftest import MakeDemo
 from test_verify import TURNS, listing, turned
 
-from nescord_ops import backup, chroma_build, cli, fixes, sample, settings, troubleshoot, verify
+from nescord_ops import (
+    backup,
+    chroma_build,
+    cli,
+    figures,
+    fixes,
+    logs,
+    sample,
+    settings,
+    troubleshoot,
+    verify,
+)
 from nescord_ops.causes import CAUSES, MESSAGES, SYMPTOMS
 from nescord_ops.checks import Status
 from nescord_ops.demo import Demo
@@ -457,6 +468,14 @@ def test_the_figure_says_in_words_what_it_shows(demo: MakeDemo, tmp_path: Path) 
         "No line with a time"
         in run(demo.__call__(directory=tmp_path / "x"), files=[log], depth="quick").timeline().alt
     )
+
+
+def test_no_time_that_a_line_claims_keeps_the_figure_from_being_drawn(tmp_path: Path) -> None:
+    log, line = tmp_path / "bot.txt", "{} 12:00:00 | ERROR    | bot | x\n"
+    for days in (["0001-01-01"], ["9999-12-31"], ["0001-01-01", "2026-08-01", "9999-12-31"]):
+        log.write_text("".join(map(line.format, days)))
+        said = figures.errors(logs.read([log])).alt
+    assert said.startswith("1 error and 0 warnings from 2026-08-01 12:00 UTC to 2026-08-01 13:00")
 
 
 def test_the_bot_adds_what_the_fix_has_marked(demo: MakeDemo, tmp_path: Path) -> None:
