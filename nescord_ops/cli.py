@@ -245,7 +245,8 @@ def clean(
     what: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="WHAT", help="As the README lists them; default: all but the last 3."
+            metavar="WHAT",
+            help="As `nescord-ops clean` lists them; default: all but strays, stale and unsynced.",
         ),
     ] = None,
     apply: Annotated[bool, typer.Option("--apply", help="Do it, with the bot stopped.")] = False,

@@ -44,6 +44,9 @@ Url = Annotated[
         metavar="URL",
     ),
 ]
+CopyId = Annotated[
+    str, typer.Argument(metavar="ID", help="As `nescord-ops offsite list` shows it.")
+]
 Identity = Annotated[Path | None, typer.Option(help="The file that keygen wrote.", metavar="FILE")]
 
 
@@ -80,7 +83,9 @@ def list_(context: typer.Context, url: Url = "") -> None:
 
 
 @app.command()
-def check(context: typer.Context, backup_id: Id, identity: Identity = None, url: Url = "") -> None:
+def check(
+    context: typer.Context, backup_id: CopyId, identity: Identity = None, url: Url = ""
+) -> None:
     """Read a copy back, all of it; with its identity, restore it into scratch space too."""
     from nescord_ops import offsite
 
@@ -92,7 +97,7 @@ def check(context: typer.Context, backup_id: Id, identity: Identity = None, url:
 @app.command()
 def pull(
     context: typer.Context,
-    backup_id: Id,
+    backup_id: CopyId,
     identity: Identity = None,
     to: Annotated[
         Path | None, typer.Option(help="A new directory, in place of the store.", metavar="DIR")

@@ -98,7 +98,8 @@ def weigh(
     said = [group for group in groups if group.message in cause.messages]
     for group in said:
         score += cause.messages[group.message]
-        times = f"{show.count(group.count, 'time')}, last {show.moment(group.last_at)}"
+        last = f"last {show.moment(group.last_at)}" if group.last_at else "without a time"
+        times = f"{show.count(group.count, 'time')}, {last}"
         evidence.append(f"log, {times}: {group.example}")
         worst.append(Status.WARN)
     if cause.messages and log and log.files and not said:

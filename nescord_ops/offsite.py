@@ -315,7 +315,7 @@ def _evidence(record: Record, offsite: dict[str, Any]) -> dict[str, Any]:
         if (kept.get(key) or {}).get("outcome") != "failed":
             kept.pop(key, None)
     kind = ADOPTED if kept.get("kind") == ADOPTED else PULLED
-    return {**kept, "kind": kind, "keep": None, "offsite": offsite}
+    return {**kept, "kind": kind, "keep": None, "drill": False, "offsite": offsite}
 
 
 def prune(

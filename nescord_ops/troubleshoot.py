@@ -138,7 +138,9 @@ def _of_logs(log: logs.Log, named: bool) -> Iterator[Check]:
         yield unknown("logs.read", problem, LOGS_HINT, expected=not (named or log.files))
     if log.files:
         zone = "; stamps without a time zone are taken as UTC" if log.without_zone else ""
-        span = f"from {show.moment(log.first_at)} to {show.moment(log.last_at)}"
+        span = "none with a time"
+        if log.first_at:
+            span = f"from {show.moment(log.first_at)} to {show.moment(log.last_at)}"
         yield ok(
             "logs.read",
             f"{show.count(log.lines, 'line')}, {span}{zone}",

@@ -164,7 +164,7 @@ def test_what_was_pushed_comes_back(site: Site, tmp_path: Path) -> None:
 
 def test_a_pulled_generation_keeps_its_evidence_but_no_proof(site: Site, tmp_path: Path) -> None:
     checked = {"at": NOON.isoformat(), "outcome": "ok", "reason": ""}
-    facts = {"proven_at": NOON.isoformat(), "checked": checked}
+    facts = {"proven_at": NOON.isoformat(), "checked": checked, "drill": True}
     with store.open_store(site.settings.backup_dir / "store.sqlite3") as opened:
         store.note(opened, ID, facts)
     offsite.push(site.settings, ID)
@@ -175,6 +175,8 @@ def test_a_pulled_generation_keeps_its_evidence_but_no_proof(site: Site, tmp_pat
         assert now.evidence[key] == then.evidence[key]
     assert (now.kind, now.taken_at, now.good, now.proven_at) == ("pulled", NOON, True, None)
     assert "checked" not in now.evidence
+    (drilled,) = (c for c in freshness.health(new, NOON) if c.name == "backups.drill")
+    assert drilled.status is Status.WARN, "nobody is at work on a pulled one"
     assert now.evidence["offsite"]["sha256"] == then.evidence["offsite"]["sha256"]
 
 

@@ -169,6 +169,23 @@ def test_what_the_readme_has_one_type_is_a_command_with_its_options() -> None:
         assert not hasattr(command, "commands") or "--help" in line, line
 
 
+def test_the_reference_has_every_option_of_every_command() -> None:
+    (reference,) = (block for block in blocks("") if "[NAME...]" in block)
+    left = [typer.main.get_command(cli.app)]
+    missing = []
+    while left:
+        command = left.pop()
+        below = list(getattr(command, "commands", {}).values())
+        left += below
+        names = [] if below else [max(each.opts, key=len) for each in command.params]
+        missing += [
+            f"{command.name} {name}"
+            for name in names
+            if name.startswith("--") and not re.search(rf"(?<![\w-]){name}(?![\w-])", reference)
+        ]
+    assert missing == ["report --parameter"], "which stands there as -p"
+
+
 def test_what_the_readme_has_one_schedule_with_can_be_read() -> None:
     (workflow,) = map(yaml.safe_load, blocks("yaml"))
     steps = workflow["jobs"]["notebooks"]["steps"]

@@ -305,6 +305,15 @@ def test_a_log_alone_leads_to_its_cause(
     assert found.status is Status.WARN
 
 
+def test_a_log_without_times_is_not_said_to_be_of_never(demo: MakeDemo, tmp_path: Path) -> None:
+    log = tmp_path / "railway.txt"
+    log.write_text("ERROR: Persist directory does not exist: /app/chromadb\n")
+    found = run(demo(), files=[log], depth="quick")
+    (told,) = (check.summary for check in found.checks if check.name == "logs.read")
+    assert told == "1 line, none with a time"
+    assert "log, 1 time, without a time: Persist" in found.diagnoses[0].evidence[0]
+
+
 def test_a_missing_log_is_expected_and_a_missing_named_one_is_not(demo: MakeDemo) -> None:
     made = demo()
     made.log_file.unlink()
