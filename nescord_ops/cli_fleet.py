@@ -35,8 +35,8 @@ def make(
     with contextlib.ExitStack() as stack:
         executor = stack.enter_context(fleet.dask(dask)) if dask else None
         say = stack.enter_context(progress())
-        jobs = 1 if options["jobs"] is None else options["jobs"]
-        return fleet.run(volumes, executor=executor, progress=say, **{**options, "jobs": jobs})
+        given_or_one = {**options, "jobs": options["jobs"] or 1}
+        return fleet.run(volumes, executor=executor, progress=say, **given_or_one)
 
 
 def show(call: Invocation, made: Fleet, outlets: Outlets) -> None:

@@ -94,7 +94,7 @@ def read(file: Path) -> tuple[Volume, ...]:
         raise ReportError(f"{file} is no file of at most 1 MB", "name the fleet's TOML file")
     try:
         document = tomllib.loads(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ReportError(f"{file} cannot be read: {error}", "correct it") from error
     entries = document.pop("volume", None)
     if document:
@@ -219,7 +219,8 @@ def _volume(file: Path, number: int, entry: object) -> Volume:
     options = {key: entry[key] for key in report.OPTIONS if key in entry}
     for key in ("app_dir", "env_file"):
         if key in options:
-            options[key] = os.path.normpath(file.parent / Path(options[key]).expanduser())
+            expanded = os.path.expanduser(options[key])  # noqa: PTH111 - no error for ~nobody
+            options[key] = os.path.normpath(file.parent / expanded)
     options.setdefault("app_dir", str(Path(options.get("env_file", "")).parent))
     return Volume(name, options)
 

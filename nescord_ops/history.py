@@ -246,9 +246,9 @@ def select(
 ) -> list[tuple[Any, ...]]:
     """Given a query, return its rows; none, and a warning, where the history cannot be read."""
     file = reports_dir.absolute() / FILE_NAME
-    if not file.is_file():
-        return []
     try:
+        if not file.is_file():
+            return []
         uri = f"{file.as_uri()}?mode=ro"
         connection = sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS)
         with contextlib.closing(connection), databases.confined(connection):
@@ -258,7 +258,7 @@ def select(
             if not connection.execute(known).fetchone():
                 connection.execute(f"CREATE TEMP TABLE changes ({', '.join(CHANGES)})")
             return connection.execute(query, values).fetchall()
-    except (sqlite3.Error, ValueError) as error:
+    except (OSError, sqlite3.Error, ValueError) as error:
         _log.warning("%s cannot be read, going on without it: %s", file, error)
         return []
 

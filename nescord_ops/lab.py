@@ -62,8 +62,11 @@ class Lab(Result):
     process: subprocess.Popen[bytes] = dataclasses.field(repr=False)
 
     def wait(self) -> None:
-        """Return when JupyterLab was shut down in the browser."""
-        self.process.wait()
+        """Return when JupyterLab was shut down in the browser; raise LabError if it broke off."""
+        code = self.process.wait()
+        if code:
+            hint = "often the memory ran out: free some, and start it again"
+            raise LabError(f"JupyterLab ended with code {code}", hint)
 
 
 def copy(directory: Path) -> tuple[Placed, ...]:
@@ -102,12 +105,8 @@ def _place(shipped: Path, directory: Path) -> Placed:
         origin, untouched = _origin(path)
         if origin == ours:
             return Placed(path, False, beside)
-        if untouched:
+        if untouched or not os.path.lexists(path):
             _replace(path, content)
-            return Placed(path, True, beside)
-        if not os.path.lexists(path):
-            with path.open("xb") as file:
-                file.write(content)
             return Placed(path, True, beside)
         number, beside = number + 1, beside or path
         name = f"{shipped.stem}-{number}.ipynb"
@@ -140,7 +139,7 @@ def _digest(document: Mapping[str, Any]) -> str:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Replace a file that nobody has changed, whole or not at all."""
+    """Make a file, or replace one that nobody has changed, whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.write_bytes(content)
@@ -171,7 +170,8 @@ def running(
     say = progress or (lambda _: None)
     with contextlib.ExitStack() as stack:
         for number in _SIGNALS:
-            stack.callback(signal.signal, number, signal.signal(number, _interrupt))
+            if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup, or a shell's `&`
+                stack.callback(signal.signal, number, signal.signal(number, _interrupt))
         environment = {} if demo else _variables(options or {})
         notebooks = copy(directory or (DEMO_DIRECTORY if demo else DIRECTORY))
         home = notebooks[0].path.parent
@@ -182,8 +182,8 @@ def running(
             environment = _sample(stack)
         say("starting JupyterLab")
         _configure(scratch, home, port, browser, first=notebooks[0].path.name)
-        hidden = settings.OF_A_VOLUME if demo else ()
-        inherited = {k: v for k, v in os.environ.items() if not (hidden and k.startswith(hidden))}
+        hidden = settings.OF_A_VOLUME if demo else settings.OUR_SECRETS
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
         server = Path(__file__).with_name("lab_server.py")
         process = subprocess.Popen(
             [sys.executable, "-P", str(server)],

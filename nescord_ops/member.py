@@ -134,10 +134,11 @@ def _started(task: Task) -> Outcome:
         late = False
         try:
             assert process.stdin
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(json.dumps(dataclasses.asdict(task)).encode() + b"\n")
-                process.stdin.flush()
-            process.wait(task.deadline_seconds)
+            if not interrupts.arrived():  # while it was started, unseen by `stop_all`
+                with contextlib.suppress(BrokenPipeError):
+                    process.stdin.write(json.dumps(dataclasses.asdict(task)).encode() + b"\n")
+                    process.stdin.flush()
+                process.wait(task.deadline_seconds)
         except subprocess.TimeoutExpired:
             late = True
         finally:

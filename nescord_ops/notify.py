@@ -311,7 +311,8 @@ def _request(url: str, body: bytes | None = None) -> bytes:
             with contextlib.suppress(TypeError, ValueError):
                 pause = max(pause, float(error.headers["Retry-After"]))
         except (OSError, http.client.HTTPException, ValueError) as error:
-            cause = getattr(error, "reason", error)
+            cause = getattr(error, "reason", None)  # which may be text
+            cause = cause if isinstance(cause, Exception) else error
             slow = isinstance(cause, TimeoutError)
             said = f"no answer in {TRY_SECONDS:g} s" if slow else getattr(cause, "strerror", "")
             reason = said or type(cause).__name__

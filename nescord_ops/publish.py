@@ -119,7 +119,7 @@ def publish(
         keeping = {stamp, *(others if keep is None else others[: keep - 1])}
         oldest = min(began - timedelta(days=index.TREND_DAYS), *map(_second, keeping))
         known = [
-            _whole(target, row) if row.stamp in keeping - {stamp} else row
+            _whole(target, row) if row.stamp in keeping and row.stamp != stamp else row
             for row in history.runs(target, since=oldest)
         ]
         new, run_page = building / ".index", building / "index.html"

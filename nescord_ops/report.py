@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
 
 OPTIONS = ("app_dir", "env_file", "database_url", "chroma_dir")  # of settings.load
 RUN_CHECK = "notebook.run"
-OPEN_FILES = 80  # of the process of two kernels: with 60 one does not start, with 16 zmq aborts
+# Of the process of two kernels: with 60 one does not start, with 16 zmq aborts; and each one more.
+OPEN_FILES, KERNEL_FILES = 80, 16
 # What a run takes at its peak, and each notebook in it, where no bytecode is written.
 RUN_BYTES, NOTEBOOK_BYTES = 150_000_000, 125_000_000
 
@@ -98,15 +100,17 @@ def run(
     they are declared. `timeout_seconds` is for each notebook. With `keep`, only that many run
     directories stay. With `demo`, a sample volume is made, reported on and removed. Raise
     ReportError, with nothing published, for a notebook that is not known, a parameter of the wrong
-    type, or if `out` cannot be written. With a parameter that no notebook has, no notebook runs,
-    and every page says so.
+    type, or if `out` cannot be written; SettingsError if there is no volume. With a parameter that
+    no notebook has, no notebook runs, and every page says so.
     """
     if keep is not None and keep < 1:
         raise ReportError(f"keep is {keep}", "keep at least the run that is being made: keep=1")
     say = progress or (lambda _: None)
+    if not 0 < timeout_seconds <= threading.TIMEOUT_MAX:
+        raise ReportError(f"timeout_seconds is {timeout_seconds}", "name seconds: --timeout 600")
     paths = find(names)
     workers = jobs or _at_once()
-    _refuse_few_files()
+    _refuse_few_files(min(workers, len(paths)))
 
     with contextlib.ExitStack() as stack:
         # What notebooks that are ended by force leave in TMPDIR; gone after the last of them.
@@ -173,11 +177,12 @@ def run(
     return Run(target / stamp, target / "index.html", pages, demo)
 
 
-def _refuse_few_files() -> None:
+def _refuse_few_files(at_once: int) -> None:
     """Raise ReportError under a limit of open files at which kernels do not start, or abort."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if 0 <= limit < OPEN_FILES:
-        text = f"only {limit} files may be open at once, and a report takes {OPEN_FILES}"
+    needed = OPEN_FILES + KERNEL_FILES * max(0, at_once - 2)
+    if 0 <= limit < needed:
+        text = f"only {limit} files may be open at once, and a report takes {needed}"
         raise ReportError(text, "ulimit -n 1024, and run it again")
 
 

@@ -215,6 +215,7 @@ def test_what_travels_is_small_and_survives_the_journey(four: fleet.Fleet) -> No
             for name in ("..", ".", "a/b", "/a", ".a", "a.b", "-a", "a b", "<b>", "a" * 61,
                          "20261124T031500Z", "index.html")
         ),
+        (f"volume = {'[' * 100_000}", "cannot be read: .*recursion"),
         ("[[volume]]\nname='a'\napp_dir='x'\n[[volume]]\nname='A'\napp_dir='y'", "two volumes"),
         ('[[volume]]\nname="\\u00e9"\napp_dir="x"\n[[volume]]\nname="e\\u0301"\napp_dir="y"',
          "two volumes"),
@@ -240,6 +241,7 @@ def test_paths_are_found_from_the_file(tmp_path: Path, monkeypatch: pytest.Monke
         "[[volume]]\nname='東京-1'\napp_dir='../bots/one'\nchroma_dir='vectors'",
         "[[volume]]\nname='two'\nenv_file='two/.env'\ndatabase_url='sqlite:///x.db'",
         "[[volume]]\nname='three'\nenv_file='~/three.env'\napp_dir='/srv/three'",
+        "[[volume]]\nname='four'\napp_dir='~nobody-of-this-name/four'",
     )
     monkeypatch.chdir("/")
     assert {each.name: each.options for each in fleet.read(file)} == {
@@ -250,6 +252,7 @@ def test_paths_are_found_from_the_file(tmp_path: Path, monkeypatch: pytest.Monke
             "database_url": "sqlite:///x.db",
         },
         "three": {"app_dir": "/srv/three", "env_file": "/srv/op/three.env"},
+        "four": {"app_dir": f"{tmp_path}/~nobody-of-this-name/four"},
     }
 
 
@@ -522,6 +525,34 @@ def test_an_interrupted_fleet_leaves_no_child(tmp_path: Path, number: int) -> No
         os.kill(child, signal.SIGKILL)
     wait_for(lambda: not alive(f"TMPDIR={tmp_path / 'tmp'}", "environ"))
     assert not (tmp_path / "out" / "index.html").exists()
+
+
+STARTING = """
+import os, signal, subprocess, time
+from nescord_ops import cli
+
+start = subprocess.Popen.__init__
+
+def slowly(self, command, **options):
+    start(self, command, **options)
+    if command[-1] == "nescord_ops.member":
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+subprocess.Popen.__init__ = slowly
+cli.main()
+"""
+
+
+def test_a_fleet_that_is_ended_while_it_starts_a_volume_does_not_wait_for_it(
+    tmp_path: Path,
+) -> None:
+    file = written(tmp_path, volume(tmp_path / "volumes", "a", "hangs"))
+    command = [sys.executable, "-c", STARTING, "report", "--fleet", str(file)]
+    command += ["--out", str(tmp_path / "out"), notebook(tmp_path)]
+    done = subprocess.run(command, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, b"Error: interrupted\n")
+    assert not working(tmp_path / "volumes" / "a")
 
 
 @pytest.mark.slow

@@ -344,6 +344,19 @@ def test_a_history_that_is_a_link_is_put_aside(tmp_path: Path) -> None:
     assert [run.stamp for run in history.runs(tmp_path / "reports")] == [row.stamp]
 
 
+@AS_ROOT
+def test_a_history_of_somebody_else_costs_the_trends_and_nothing_else(tmp_path: Path) -> None:
+    tmp_path.joinpath("private").mkdir(mode=0o700)
+    reader = os.fork()
+    if not reader:
+        code = 1
+        with contextlib.suppress(BaseException):
+            os.setuid(65534)
+            code = len(history.series(tmp_path / "private", "used_bytes"))
+        os._exit(code)
+    assert os.waitpid(reader, 0)[1] == 0
+
+
 DOCUMENTS: dict[str, Callable[[dict[str, Any]], object]] = {
     "too deep": lambda _: "[" * 100_000,
     "no data": lambda d: {**d, "data": None},

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import stat
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -90,6 +92,17 @@ def test_a_copy_that_nobody_touched_is_replaced_by_a_newer_one(tmp_path: Path) -
     assert placed(tmp_path)["verify.ipynb"].new
     assert len(json.loads(mine.read_text("utf-8"))["cells"]) > 3
     assert {path.stem for path in tmp_path.iterdir()} == set(report.find())
+
+
+def test_a_full_disk_leaves_no_half_of_a_notebook(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(LabError, match="cannot be written"):
+            lab.copy(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_installed_notebooks_are_refused_as_a_working_copy(tmp_path: Path) -> None:
@@ -249,6 +262,33 @@ def test_jupyterlab_shows_the_verdict_and_an_error_and_leaves_nothing(
     assert {url.split("/")[2] for url in asked if not url.startswith(("data:", "blob:"))} == {host}
     assert mentioned(str(scratch)) == []
     assert list(scratch.iterdir()) == []
+
+
+def test_nohup_keeps_it_it_knows_no_address_and_its_death_is_told(
+    demo: MakeDemo, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "nescord_ops", "--json", "--app-dir", str(demo().app_dir)]
+    process = subprocess.Popen(
+        ["nohup", *command, "lab", str(tmp_path / "copy"), "--no-browser", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=(tmp_path / "said").open("w"),
+        env={**os.environ, "NESCORD_OPS_PING_URL": "https://ping/secret"},
+        text=True,
+    )
+    try:
+        started(process)
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert process.poll() is None
+        tasks = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        (server,) = map(int, tasks.read_text().split())
+        assert b"secret" not in Path(f"/proc/{server}/environ").read_bytes()
+        os.kill(server, signal.SIGKILL)
+        code = process.wait(60)
+    finally:
+        process.kill()
+    assert code == 2
+    assert json.loads(process.stdout.read())["error"] == "JupyterLab ended with code -9"
 
 
 def test_the_lab_shows_itself_without_its_token() -> None:

@@ -222,6 +222,11 @@ def test_what_does_not_arrive_is_a_line_in_time_without_the_address(
     assert service.paths("GET") == ["/ok/fail"], "the ping went all the same, and no redirect"
 
 
+def test_an_address_that_cannot_be_sent_says_so() -> None:
+    (line,) = notify.outlets([], "http://127.0.0.1:9/\u00fc").tell(message())
+    assert line == "ping (127.0.0.1) was not delivered: UnicodeEncodeError"
+
+
 def test_who_is_busy_is_asked_again_and_who_is_gone_is_not(service: Service) -> None:
     assert notify.outlets([service.hook(4)]).tell(message()) == []
     assert len(service.got) == 2

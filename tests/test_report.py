@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import http.server
 import json
+import math
 import os
 import re
 import resource
@@ -473,6 +474,21 @@ def test_too_few_files_are_said_before_a_kernel_dies_of_it(tmp_path: Path) -> No
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert "ulimit -n" in caught.value.hint
+    names = [make(tmp_path / f"{number}.ipynb", "1") for number in range(6)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        with pytest.raises(ReportError, match="a report takes 144"):
+            report.run(names, out=tmp_path / "reports", jobs=6)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not (tmp_path / "reports").exists()
+
+
+@pytest.mark.parametrize("seconds", [math.inf, math.nan, 0.0, -5.0])
+def test_a_time_that_is_none_is_refused(tmp_path: Path, seconds: float) -> None:
+    with pytest.raises(ReportError, match="timeout_seconds is") as caught:
+        report.run(out=tmp_path / "reports", timeout_seconds=seconds)
+    assert caught.value.hint
     assert not (tmp_path / "reports").exists()
 
 
