@@ -222,7 +222,10 @@ def errors(log: Log) -> Figure:
         axes.set_ylim(0, max(map(sum, zip(bad, meant, strict=True))) * 1.1 or 1)
         _time_axis(axes)
         worst = max(hours, key=lambda hour: (hour.errors, hour.warnings))
-        most = f"; most in the hour of {show.moment(worst.at)}" if sum(bad) + sum(meant) else ""
+        drawn = sum(bad) + sum(meant)
+        most = f"; most in the hour of {show.moment(worst.at)}" if drawn else ""
+        if left := sum(hour.errors + hour.warnings for hour in log.hours) - drawn:
+            most += f"; {left:,} more at times that cannot be right"
         return draw(
             f"{show.count(sum(bad), 'error')} and {show.count(sum(meant), 'warning')} from"
             f" {show.moment(began)} to {show.moment(ended)}{most}."

@@ -161,6 +161,23 @@ def test_every_page_of_the_healthy_demo_is_small_and_usable_by_everybody(
 
 
 @browser
+def test_two_times_leave_room_for_what_a_log_says() -> None:
+    from playwright.sync_api import sync_playwright
+
+    row = ("ERROR", 5, "2026-11-24 09:00 UTC", "2026-11-24 10:00 UTC", "sync", "Failed to " * 9)
+    html = show.dated(show.table(tuple("abcdef"), [row]), NOW)
+    with (
+        sync_playwright() as play,
+        play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"]) as on,
+    ):
+        opened = on.new_page(viewport={"width": 900, "height": 800})
+        opened.set_content(f"<style>{render.style()}</style><main class=wrap>{html}</main>")
+        cells = [cell.bounding_box() for cell in opened.locator("td").all()]
+    widths = [cell["width"] for cell in cells if cell]
+    assert widths[-1] == max(widths), widths
+
+
+@browser
 @pytest.mark.slow
 @pytest.mark.parametrize(("fault", "code"), [("", 0), ("lost-vectors", 1), ("corrupt-page", 1)])
 def test_every_page_of_every_demo_is_usable_by_everybody_in_light_and_dark(

@@ -485,6 +485,7 @@ def test_no_time_that_a_line_claims_keeps_the_figure_from_being_drawn(tmp_path: 
         log.write_text("".join(map(line.format, days)))
         said = figures.errors(logs.read([log])).alt
     assert said.startswith("1 error and 0 warnings from 2026-08-01 12:00 UTC to 2026-08-01 13:00")
+    assert said.endswith("; 2 more at times that cannot be right.")
 
 
 def test_the_bot_adds_what_the_fix_has_marked(demo: MakeDemo, tmp_path: Path) -> None:
