@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 # One thread, as `prepare` wants; requests hang, crash, raise, and kill the process that serves.
 SCRIPT = """
@@ -72,3 +73,19 @@ def test_every_end_of_a_child_is_an_answer_and_leaves_no_process() -> None:
     assert seen["orphan"] == ["Chroma's process gave no answer", None, 0]
     assert seen["without"][0] not in ("", "Chroma's process gave no answer")
     assert seen["left"][2] == 0
+
+
+def test_no_code_of_the_current_directory_is_run(tmp_path: Path) -> None:
+    trap = f"open({str(tmp_path / 'sprung')!r}, 'w'); import sys; sys.exit('trapped')"
+    (tmp_path / "json.py").write_text(trap)
+    script = (
+        "from nescord_ops import chroma_build, client; from pathlib import Path;"
+        "chroma_build.run(Path('store'), 'persist');"
+        "print(client.ask([{'action': 'find', 'directory': '/proc'}]).problem)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert not (tmp_path / "sprung").exists()
+    assert "gave no answer" not in run.stdout
