@@ -184,10 +184,9 @@ def _segment(name: object) -> str:
 def _distance(connection: sqlite3.Connection, row: sqlite3.Row) -> str:
     """A collection's space: from schema (1.3+), configuration (1.0+), metadata, or default."""
     for column in ("schema_str", "config_json_str"):
-        if column in row.keys():  # noqa: SIM118 - a sqlite3.Row has no __contains__ for keys
-            space = _find_space(row[column])
-            if space:
-                return space
+        # a sqlite3.Row has no __contains__ for keys
+        if column in row.keys() and (space := _find_space(row[column])):  # noqa: SIM118
+            return space
     found = connection.execute(
         "SELECT str_value FROM collection_metadata WHERE collection_id = ? AND key = 'hnsw:space'",
         (row["id"],),
@@ -206,8 +205,8 @@ def _find_space(text: object) -> str:
     while pending:
         node = pending.pop()
         if isinstance(node, dict):
-            if isinstance(node.get("space"), str):
-                return str(node["space"])
+            if isinstance(space := node.get("space"), str):
+                return space
             pending.extend(node.values())
     return ""
 

@@ -164,7 +164,6 @@ def open_copy(path: Path) -> Iterator[sqlite3.Connection]:
         connection.text_factory = decode
         connection.execute("PRAGMA cell_size_check=ON")
         connection.execute("PRAGMA temp_store=FILE")
-        connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
         yield connection
 
 
@@ -215,6 +214,7 @@ def integrity(connection: sqlite3.Connection, *, quick: bool = False) -> list[st
     Raise VolumeError if the disk would not give the copy back, which says nothing about it.
     """
     try:
+        connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")  # the first to read the schema
         rows = connection.execute(
             f"PRAGMA {'quick' if quick else 'integrity'}_check(20)"
         ).fetchall()

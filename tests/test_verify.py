@@ -348,6 +348,16 @@ def test_a_file_that_is_no_database_fails(content: bytes, demo: MakeDemo) -> Non
     assert "chroma.integrity" not in seen, "Chroma's own checks are not touched by it"
 
 
+def test_a_damaged_schema_is_the_databases_and_not_chromas(demo: MakeDemo) -> None:
+    made = demo()
+    with contextlib.closing(sqlite3.connect(made.database)) as bot, bot:
+        bot.execute("PRAGMA writable_schema=ON")
+        bot.execute("UPDATE sqlite_schema SET name = 5 WHERE name = 'note_links'")
+    seen = turned(run(made.app_dir))
+    assert seen["database.integrity"] == "fail"
+    assert seen["chroma.collection"] == "unknown"
+
+
 def test_a_truncated_database_fails(demo: MakeDemo) -> None:
     made = demo()
     os.truncate(made.database, made.database.stat().st_size // 2)
