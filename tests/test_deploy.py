@@ -450,6 +450,7 @@ def test_a_named_dockerfile_is_read_inside_the_checkout_only(tmp_path: Path) -> 
     ("file", "unit"),
     [
         ("Dockerfile", "FROM a\n" + "RUN a\\\n" * 100_000),
+        ("Dockerfile", "FROM a\nRUN " + "chown \\\n" * 25_000),
         ("Dockerfile", "FROM a\n" + "ENV A=$A$A$A$A\n" * 30_000),
         ("Dockerfile", "FROM a\n" + 'ENV a="b\\"\n' * 90_000),
         (".railway/railway.ts", "/*\n" * 300_000),
