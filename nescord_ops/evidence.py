@@ -61,8 +61,7 @@ def _is_witness(evidence: Any) -> bool:
     for status, text in evidence["findings"].values():
         texts += [Status(status), text]
     return (
-        isinstance(evidence["stores"], list)
-        and set(evidence["stores"]) <= {*BOTH}
+        evidence["stores"] in ([*BOTH], *([name] for name in BOTH))
         and isinstance(evidence["damaged"], list)
         and set(evidence["damaged"]) <= evidence["findings"].keys()
         and isinstance(evidence["rows"], dict)
@@ -83,8 +82,10 @@ def _is_history(evidence: Any) -> bool:
     moments = [evidence.get("proven_at"), *(each["at"] for each in tried)]
     if copied := evidence.get("offsite"):
         moments += [copied[key] for key in ("pushed_at", "checked_at", "proven_at")]
-    for moment in (each for each in moments if each is not None):
-        datetime.fromisoformat(moment).astimezone(UTC)
+    for moment in (datetime.fromisoformat(each) for each in moments if each is not None):
+        moment.astimezone(UTC)
+        if moment.tzinfo is None:
+            return False
     return (
         evidence.get("kind", KINDS[0]) in KINDS
         and (evidence.get("keep") is None or is_number(evidence["keep"]))
