@@ -448,6 +448,7 @@ def test_a_note_younger_than_ten_minutes_is_no_backlog_yet(demo: MakeDemo) -> No
 def test_without_root_the_modes_are_what_counts(demo: MakeDemo) -> None:
     """A root without the right to override permissions sees what a plain user sees."""
     made = demo("no-write-permission")
+    (made.app_dir / made.app_dir.name).mkdir(mode=0)
     code = (
         "import sys, json; from nescord_ops import settings, verify;"
         "r = verify.run(settings.load(app_dir=sys.argv[1]), depth='quick');"
@@ -465,6 +466,22 @@ def test_without_root_the_modes_are_what_counts(demo: MakeDemo) -> None:
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert seen["access.volume_write"] == seen["access.chroma_write"] == "fail"
+    assert seen["location.strays"] == "unknown", "where nobody may look there may be one"
+
+
+def test_a_copy_that_cannot_be_examined_has_each_check_once(demo: MakeDemo) -> None:
+    code = (
+        "import json, resource, sys; from nescord_ops import settings, verify;"
+        "found = settings.load(app_dir=sys.argv[1]);"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize();"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), -1));"
+        "print(json.dumps([(c.name, c.status) for c in verify.run(found).checks]))"
+    )
+    command = [sys.executable, "-c", code, str(demo().app_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    seen = json.loads(done.stdout)
+    assert dict(seen)["capture.moment"] == "unknown"
+    assert len(seen) == len(dict(seen))
 
 
 def test_findings_travel_as_the_documented_json(demo: MakeDemo) -> None:
