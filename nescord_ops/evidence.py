@@ -82,9 +82,9 @@ def _is_history(evidence: Any) -> bool:
     moments = [evidence.get("proven_at"), *(each["at"] for each in tried)]
     if copied := evidence.get("offsite"):
         moments += [copied[key] for key in ("pushed_at", "checked_at", "proven_at")]
-    for moment in (datetime.fromisoformat(each) for each in moments if each is not None):
-        moment.astimezone(UTC)
-        if moment.tzinfo is None:
+    for moment in (each for each in moments if each is not None):
+        when = datetime.fromisoformat(moment)
+        if when.astimezone(UTC) != when:  # never so, but for one without its zone
             return False
     return (
         evidence.get("kind", KINDS[0]) in KINDS
