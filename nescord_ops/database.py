@@ -1,7 +1,7 @@
 """A SQLite file from outside and inside: its header, its tables, its integrity.
 
 The header is read as plain bytes, so a live file needs no connection. Everything else takes a
-connection to a copy, opened by `open_copy`; `open_live` is for schema and capture only.
+connection to a copy, opened by `open_copy`; `open_live` is for the schema only.
 
 Sources: https://www.sqlite.org/fileformat2.html (header), https://www.sqlite.org/uri.html.
 """

@@ -34,6 +34,8 @@ def answer(request):
         os.kill(os.getpid(), signal.SIGSEGV)
     if request == "abort":
         os.abort()
+    if request == "exit":
+        os._exit(1)
     if request == "raise":
         raise ValueError("no such\\nthing")
     if request == "orphan":
@@ -46,7 +48,7 @@ chroma_child._answer = answer
 chroma_child.prepare(os.fork)
 resting = descendants()
 seen = {}
-for name in ("fine", "hang", "crash", "abort", "raise", "orphan"):
+for name in ("fine", "hang", "crash", "abort", "exit", "raise", "orphan"):
     began = time.monotonic()
     found = client.ask(["fine", name], 30 if name != "hang" else 2)
     seen[name] = [found.problem, found.result.get("chromadb"), left()]
@@ -69,6 +71,7 @@ def test_every_end_of_a_child_is_an_answer_and_leaves_no_process() -> None:
     assert seen["hang"] == ["Chroma did not answer within 2 s", None, 0]
     assert seen["crash"] == ["killed by signal 11", None, 0]
     assert seen["abort"] == ["killed by signal 6 for want of addresses: MemoryError", None, 0]
+    assert seen["exit"] == ["no answer, but exit code 1", None, 0]
     assert seen["raise"] == ["ValueError: no such thing", None, 0]
     assert seen["orphan"] == ["Chroma's process gave no answer", None, 0]
     assert seen["without"][0] not in ("", "Chroma's process gave no answer")
