@@ -35,6 +35,7 @@ PICKLE = "index_metadata.pickle"
 _HEADER = struct.Struct("<i6QiI3QdQ")
 _CHUNK_BYTES = 8_000_000
 _KEY_BYTES = 1 << 16  # the longest id in an id map
+_MOST_NUMBERS = 1 << 18  # of a vector: an element of an index is below 1 MB
 _MOST_LAYERS = 64  # of an index; each has a sixteenth of the elements of the one below
 # Opcodes that only make plain values; anything else could run code and is refused.
 _FRAMING = frozenset({"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"})
@@ -141,7 +142,8 @@ def collections(connection: sqlite3.Connection) -> tuple[Collection, ...]:
         if not (
             isinstance(identity, str)
             and isinstance(name, str)
-            and (dimension is None or isinstance(dimension, int))
+            and isinstance(dimension, int | None)
+            and 0 < (dimension or 1) < _MOST_NUMBERS
         ):
             raise sqlite3.DatabaseError("a row of collections is not as Chroma writes it")
         vector = segments.get((identity, "VECTOR"), "")
@@ -182,10 +184,9 @@ def _segment(name: object) -> str:
 def _distance(connection: sqlite3.Connection, row: sqlite3.Row) -> str:
     """A collection's space: from schema (1.3+), configuration (1.0+), metadata, or default."""
     for column in ("schema_str", "config_json_str"):
-        if column in row.keys():  # noqa: SIM118 - a sqlite3.Row has no __contains__ for keys
-            space = _find_space(row[column])
-            if space:
-                return space
+        # a sqlite3.Row has no __contains__ for keys
+        if column in row.keys() and (space := _find_space(row[column])):  # noqa: SIM118
+            return space
     found = connection.execute(
         "SELECT str_value FROM collection_metadata WHERE collection_id = ? AND key = 'hnsw:space'",
         (row["id"],),
@@ -204,19 +205,19 @@ def _find_space(text: object) -> str:
     while pending:
         node = pending.pop()
         if isinstance(node, dict):
-            if isinstance(node.get("space"), str):
-                return str(node["space"])
+            if isinstance(space := node.get("space"), str):
+                return space
             pending.extend(node.values())
     return ""
 
 
 def sequence(value: object) -> int:
-    """Given a sequence number as Chroma stores it (integer, or big-endian bytes), return it.
+    """Given a sequence number as Chroma stores it (integer, or 8 big-endian bytes), return it.
 
     Raise sqlite3.DatabaseError for anything else: a number that is none must not look like 0.
     """
-    if isinstance(value, bytes):
-        value = int.from_bytes(value[:9], "big")
+    if isinstance(value, bytes) and len(value) == 8:
+        value = int.from_bytes(value, "big")
     if not isinstance(value, int) or value >> 63:
         raise sqlite3.DatabaseError(f"a sequence number is {value!r:.80}")
     return value
@@ -299,6 +300,8 @@ def _operations(file: _Bounded) -> Iterator[tuple[str, Any]]:
         else:
             file.seek(-1, os.SEEK_CUR)
             operation, argument, _ = next(pickletools.genops(file))  # type: ignore[arg-type]
+            if isinstance(argument, str):
+                argument.encode()  # half a character, which pickle takes, is no id's
             yield operation.name, argument
 
 
@@ -333,7 +336,7 @@ def _pairs(file: _Bounded, path: Path) -> Iterator[tuple[str, int]]:
         elif kind in _SCALARS and level == 2:
             key = left.pop()
             if inner == "id_to_label":
-                if not (isinstance(key, str) and isinstance(argument, int) and argument >= 0):
+                if not (isinstance(key, str) and isinstance(argument, int)) or argument >> 63:
                     raise VolumeError(f"{path} is damaged: label {argument!r} of an id")
                 yield key, argument
         elif kind in _SCALARS | {"EMPTY_DICT", "MARK", "SETITEMS", "STOP"}:

@@ -37,7 +37,8 @@ def run(
     `records` ({id, document, metadata}) are streamed to the child one by one. Raise CaptureError
     with the child's last line if it fails.
     """
-    command = [sys.executable, "-m", "nescord_ops.chroma_build", str(directory), action, str(seed)]
+    command = [sys.executable, "-P", "-m", "nescord_ops.chroma_build"]
+    command += [str(directory), action, str(seed)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
     ) as child:

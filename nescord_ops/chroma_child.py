@@ -50,7 +50,7 @@ def start() -> Iterator[socket.socket]:
             if not _forked(its):
                 nowhere = subprocess.DEVNULL
                 child = subprocess.Popen(
-                    [sys.executable, "-W", "ignore", "-m", "nescord_ops.chroma_child"],
+                    [sys.executable, "-P", "-W", "ignore", "-m", "nescord_ops.chroma_child"],
                     stdin=its.fileno(),
                     stdout=nowhere,
                     stderr=nowhere,
@@ -161,6 +161,8 @@ def _in_fork(request: dict[str, Any], connection: socket.socket) -> dict[str, An
         why = " for want of addresses: MemoryError" if limited else ""  # Rust aborts then
         ended = os.WTERMSIG(status)
         return {"problem": f"killed by signal {ended}{why if ended == signal.SIGABRT else ''}"}
+    if not text:  # OpenBLAS ends its process so for want of memory
+        return {"problem": f"no answer, but exit code {os.waitstatus_to_exitcode(status)}"}
     answer = json.loads(text)
     assert isinstance(answer, dict)
     return answer

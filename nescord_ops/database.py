@@ -1,7 +1,7 @@
 """A SQLite file from outside and inside: its header, its tables, its integrity.
 
 The header is read as plain bytes, so a live file needs no connection. Everything else takes a
-connection to a copy, opened by `open_copy`; `open_live` is for schema and capture only.
+connection to a copy, opened by `open_copy`; `open_live` is for the schema only.
 
 Sources: https://www.sqlite.org/fileformat2.html (header), https://www.sqlite.org/uri.html.
 """
@@ -164,7 +164,6 @@ def open_copy(path: Path) -> Iterator[sqlite3.Connection]:
         connection.text_factory = decode
         connection.execute("PRAGMA cell_size_check=ON")
         connection.execute("PRAGMA temp_store=FILE")
-        connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
         yield connection
 
 
@@ -215,6 +214,7 @@ def integrity(connection: sqlite3.Connection, *, quick: bool = False) -> list[st
     Raise VolumeError if the disk would not give the copy back, which says nothing about it.
     """
     try:
+        connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")  # the first to read the schema
         rows = connection.execute(
             f"PRAGMA {'quick' if quick else 'integrity'}_check(20)"
         ).fetchall()

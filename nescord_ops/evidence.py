@@ -61,8 +61,7 @@ def _is_witness(evidence: Any) -> bool:
     for status, text in evidence["findings"].values():
         texts += [Status(status), text]
     return (
-        isinstance(evidence["stores"], list)
-        and set(evidence["stores"]) <= {*BOTH}
+        evidence["stores"] in ([*BOTH], *([name] for name in BOTH))
         and isinstance(evidence["damaged"], list)
         and set(evidence["damaged"]) <= evidence["findings"].keys()
         and isinstance(evidence["rows"], dict)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from nescord_ops import show, volume
@@ -170,13 +171,17 @@ def _place(settings: Settings, ours: tuple[Backup, ...]) -> Check:
     if settings.volume_mount is None:
         why = "not on Railway (RAILWAY_VOLUME_MOUNT_PATH is not set): no volume to lose"
         return unknown("backups.place", why, expected=True)
-    if volume.mount_of(settings.backup_dir) != volume.mount_of(settings.database):
-        return ok("backups.place", f"{settings.backup_dir} is not on the volume")
-    text = f"{settings.backup_dir} is on the volume that it protects"
+    lies, hint = volume.mount_of(settings.backup_dir), _push_hint(ours)
+    text, loss = f"{settings.backup_dir} is on the volume that it protects", "with it"
+    if lies and lies != volume.mount_of(settings.volume_mount):
+        if lies.path != Path("/"):
+            return ok("backups.place", f"{settings.backup_dir} is not on the volume")
+        text, loss = f"{settings.backup_dir} is in the container itself", "at the next deploy"
+        hint = f"set NESCORD_OPS_BACKUP_DIR={settings.volume_mount}/backups, or {hint}"
     if _copied(settings, ours):
         return ok("backups.place", f"{text}; there are copies off site")
-    hint = f"{_push_hint(ours)}; README has the keys and the place"
-    return warn("backups.place", f"{text}, and is lost with it", hint)
+    hint += "; README has the keys and the place"
+    return warn("backups.place", f"{text}, and is lost {loss}", hint)
 
 
 def _copy(settings: Settings, backup: Backup) -> dict[str, Any]:
@@ -210,10 +215,11 @@ def _offsite_age(settings: Settings, ours: tuple[Backup, ...], now: datetime) ->
 def _offsite_checked(settings: Settings, ours: tuple[Backup, ...], now: datetime) -> Check:
     """When a copy off site was last read back, and whether one was found damaged."""
     facts = [(b.id, seen) for b in ours if (seen := _copy(settings, b))]
-    bad = next((f"{identity}: {seen['fault']}" for identity, seen in facts if seen["fault"]), "")
-    if bad:
-        hint = "push it again, which replaces it: nescord-ops offsite push"
-        return warn("offsite.checked", f"a copy off site is damaged: {bad}", hint)
+    for identity, seen in facts:
+        if seen["fault"]:
+            hint = f"push it again, which replaces it: nescord-ops offsite push {identity}"
+            text = f"a copy off site is damaged: {identity}: {seen['fault']}"
+            return warn("offsite.checked", text, hint)
     dates = [seen["checked_at"] for _, seen in facts if seen["checked_at"]]
     hint = f"nescord-ops offsite check {facts[0][0]}" if facts else _push_hint(ours)
     if not dates:

@@ -51,8 +51,11 @@ class Graph(Result):
         return [number for number in some if not self._read(number)["flags"] & 1][:count]
 
     def label(self, number: int) -> int:
-        """Return an element's label."""
-        return int(self._read(number)["label"])
+        """Return an element's label. Raise VolumeError for one that Chroma does not give."""
+        label = int(self._read(number)["label"])
+        if label >> 63:
+            raise VolumeError(f"element {number} has the label {label:,}")
+        return label
 
     def leads_to(self, number: int) -> bool:
         """Whether a search for an element's vector finds it, or one that is the same.

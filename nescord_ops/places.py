@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nescord_ops import show, volume
 from nescord_ops.checks import Check, fail, none_of, ok, unknown, warn
+from nescord_ops.database import RIGHTS_HINT
 from nescord_ops.errors import VolumeError
 from nescord_ops.settings import Settings
 
@@ -66,7 +67,10 @@ def locations(settings: Settings) -> Iterator[Check]:
 
 def strays(settings: Settings) -> Check:
     """Whether there are databases beside the one in use (I13)."""
-    found = stray_databases(settings)
+    try:
+        found = stray_databases(settings)
+    except OSError as error:
+        return unknown("location.strays", f"{error.filename}: {error.strerror}", RIGHTS_HINT)
     return none_of(
         "location.strays",
         len(found),
@@ -80,7 +84,10 @@ def strays(settings: Settings) -> Check:
 
 
 def stray_databases(settings: Settings) -> list[Path]:
-    """Return the databases beside the one in use, which a wrong URL has made."""
+    """Return the databases beside the one in use, which a wrong URL has made.
+
+    Raise OSError where one of the places may not be looked at.
+    """
     used = settings.database
     wanted = settings.database_meant or used
     inside = settings.app_dir.joinpath(*settings.app_dir.parts[1:])
@@ -135,7 +142,7 @@ def access(settings: Settings) -> Iterator[Check]:
 def _absent(name: str, seen: volume.Place, wanted: str, variable: str) -> Check:
     hint = f"check {variable}; nescord-ops troubleshoot says how to restore it, if the bot ever ran"
     if seen.kind == "denied":
-        return unknown(name, f"{seen.path}: permission denied", "run it as the bot's user or root")
+        return unknown(name, f"{seen.path}: permission denied", RIGHTS_HINT)
     return fail(name, f"{seen.path} should be a {wanted} and is {seen.kind}", hint)
 
 

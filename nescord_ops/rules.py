@@ -35,7 +35,8 @@ _PLACEHOLDER = re.compile(
     r"your[_-]|_here\b|change.?me|placeholder|example|dummy|x{5}|\.\.\.|<|\*\*"
 )
 _HIDING = re.compile(r"\b(?:chmod|chown|chgrp)\b")
-_NOBODY = re.compile(r"\bchown\b.*\bnobody:nobody\b")
+# The first chown only (RUN has no end of its length): the rest would be read anew for each.
+_NOBODY = re.compile(r"^(?>.*?\bchown\b).*\bnobody:nobody\b")
 _HAS_NOBODY = re.compile(r"alpine|fedora|centos|rocky|alma|ubi\d")
 _GUIDE = re.compile(
     r'sqlite:///app/|sqlite:///[^\s"]*\?|^\s*VOLUME\b|chown nobody:nobody|"volumes"\s*:'

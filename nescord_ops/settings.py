@@ -318,6 +318,8 @@ def masked(url: str) -> str:
     if not found:
         return url
     rest, _, query = rest.partition("?")
+    if "@" in query:  # the question mark may be a password's
+        return f"{scheme}://***"
     _, found, place = rest.rpartition("@")
     return f"{scheme}://{'***@' if found else ''}{place}{'?***' if query else ''}"
 

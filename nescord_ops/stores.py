@@ -104,15 +104,16 @@ def _load_index(
     directory = root / collection.vector_segment
     if not (collection.vector_segment and (directory / chroma.PICKLE).exists()):
         return ""
-    joined.execute("CREATE TEMP TABLE read(id, label)")
-    joined.execute("BEGIN")
     try:
-        joined.executemany("INSERT INTO read VALUES (?, ?)", chroma.id_map(directory))
-        # in order: at random every row would cost a page, once the table outgrows the cache
-        joined.execute("INSERT OR IGNORE INTO hnsw SELECT id, label FROM read ORDER BY id, rowid")
+        with joined:  # which knows that a full disk has ended the transaction already
+            joined.execute("BEGIN")
+            joined.execute("CREATE TEMP TABLE read(id, label)")
+            joined.executemany("INSERT INTO read VALUES (?, ?)", chroma.id_map(directory))
+            # in order: at random every row would cost a page, once the table outgrows the cache
+            joined.execute(
+                "INSERT OR IGNORE INTO hnsw SELECT id, label FROM read ORDER BY id, rowid"
+            )
+            joined.execute("DROP TABLE temp.read")
     except VolumeError as error:
         return str(error)
-    finally:
-        joined.execute("DROP TABLE temp.read")
-        joined.execute("COMMIT")
     return ""

@@ -95,8 +95,10 @@ def run(
         return _verification(settings, checks, "quick", standing)
     try:
         with capture(settings, progress) as snapshot:
-            checks += _capture_checks(snapshot)
-            checks += examine(snapshot, settings, round_trip=True)
+            checks += [
+                *_capture_checks(snapshot),
+                *examine(snapshot, settings, round_trip=True),
+            ]
             checks += _not_reached(checks)
             checks.append(_outlook(snapshot, settings, now))
             return dataclasses.replace(

@@ -1005,6 +1005,10 @@ def test_a_store_on_the_volume_that_it_protects_is_said(live: Settings, tmp_path
         elsewhere = dataclasses.replace(on_railway, backup_dir=small)
         take(elsewhere)
         assert judged(elsewhere, NOON)["backups.place"] == "ok"
+        inside = dataclasses.replace(live, volume_mount=small, backup_dir=Path("/none/backups"))
+        found = freshness._place(inside, backup.listing(live).generations)
+        assert found.status is Status.WARN
+        assert "in the container itself, and is lost at the next deploy" in found.summary
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import contextlib
 import pickle
 import resource
 import shutil
+import sqlite3
 import struct
 from pathlib import Path
 
@@ -66,6 +67,16 @@ def test_code_in_the_id_map_is_refused_and_never_runs(protocol: int, tmp_path: P
     assert not Path("/tmp/nescord-ops-must-not-exist").exists()
 
 
+@pytest.mark.parametrize("item", [("a", 1 << 63), ("\ud800", 1)])
+def test_what_sqlite_does_not_take_is_no_item_of_an_id_map(
+    item: tuple[str, int], tmp_path: Path
+) -> None:
+    content = pickle.dumps({"id_to_label": dict([item, ("b", 2)]), "x": None}, 4)
+    (tmp_path / chroma.PICKLE).write_bytes(content.replace(b"\x94", b""))  # without a memo
+    with pytest.raises(VolumeError, match="is damaged"):
+        list(chroma.id_map(tmp_path))
+
+
 @given(st.binary(max_size=300))
 def test_any_bytes_as_id_map_are_refused_or_plain(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
@@ -106,6 +117,13 @@ def test_damaged_vectors_are_counted(index: Path) -> None:
     data.write_bytes(whole)
     assert chroma.read_vectors(index, header, labels, unit=True) == chroma.Vectors(300, 2, 1, 1, 0)
     assert chroma.read_vectors(index, header, labels, unit=False).broken == 1
+    whole[header.label_offset + 7] = 0x80
+    data.write_bytes(whole)
+    with (
+        graph.opened(index, header, "cosine") as opened,
+        pytest.raises(VolumeError, match="element 0 has the label"),
+    ):
+        opened.label(0)
 
 
 def led(index: Path) -> list[bool]:
@@ -165,6 +183,21 @@ def test_an_index_that_may_not_be_opened_is_not_called_damaged(index: Path) -> N
                 read()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "UPDATE collections SET dimension = 1 << 40",
+        "UPDATE collections SET dimension = -1",
+        "UPDATE max_seq_id SET seq_id = x''",
+    ],
+)
+def test_numbers_that_no_chroma_writes_are_refused(script: str, index: Path) -> None:
+    with contextlib.closing(sqlite3.connect(index.parent / chroma.DATABASE)) as store:
+        store.execute(script)
+        with pytest.raises(sqlite3.DatabaseError, match=r"not as Chroma|a sequence number"):
+            chroma.collections(store)
 
 
 def test_a_data_file_that_is_too_short_is_refused(index: Path) -> None:

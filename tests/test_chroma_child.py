@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 # One thread, as `prepare` wants; requests hang, crash, raise, and kill the process that serves.
 SCRIPT = """
@@ -33,6 +34,8 @@ def answer(request):
         os.kill(os.getpid(), signal.SIGSEGV)
     if request == "abort":
         os.abort()
+    if request == "exit":
+        os._exit(1)
     if request == "raise":
         raise ValueError("no such\\nthing")
     if request == "orphan":
@@ -45,7 +48,7 @@ chroma_child._answer = answer
 chroma_child.prepare(os.fork)
 resting = descendants()
 seen = {}
-for name in ("fine", "hang", "crash", "abort", "raise", "orphan"):
+for name in ("fine", "hang", "crash", "abort", "exit", "raise", "orphan"):
     began = time.monotonic()
     found = client.ask(["fine", name], 30 if name != "hang" else 2)
     seen[name] = [found.problem, found.result.get("chromadb"), left()]
@@ -68,7 +71,24 @@ def test_every_end_of_a_child_is_an_answer_and_leaves_no_process() -> None:
     assert seen["hang"] == ["Chroma did not answer within 2 s", None, 0]
     assert seen["crash"] == ["killed by signal 11", None, 0]
     assert seen["abort"] == ["killed by signal 6 for want of addresses: MemoryError", None, 0]
+    assert seen["exit"] == ["no answer, but exit code 1", None, 0]
     assert seen["raise"] == ["ValueError: no such thing", None, 0]
     assert seen["orphan"] == ["Chroma's process gave no answer", None, 0]
     assert seen["without"][0] not in ("", "Chroma's process gave no answer")
     assert seen["left"][2] == 0
+
+
+def test_no_code_of_the_current_directory_is_run(tmp_path: Path) -> None:
+    trap = f"open({str(tmp_path / 'sprung')!r}, 'w'); import sys; sys.exit('trapped')"
+    (tmp_path / "json.py").write_text(trap)
+    script = (
+        "from nescord_ops import chroma_build, client; from pathlib import Path;"
+        "chroma_build.run(Path('store'), 'persist');"
+        "print(client.ask([{'action': 'find', 'directory': '/proc'}]).problem)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert not (tmp_path / "sprung").exists()
+    assert "gave no answer" not in run.stdout

@@ -472,6 +472,7 @@ def test_a_key_that_looks_like_a_number_is_a_key(tmp_path: Path, key: str) -> No
     ("file", "unit"),
     [
         ("Dockerfile", "FROM a\n" + "RUN a\\\n" * 100_000),
+        ("Dockerfile", "FROM a\nRUN " + "chown \\\n" * 25_000),
         ("Dockerfile", "FROM a\n" + "ENV A=$A$A$A$A\n" * 30_000),
         ("Dockerfile", "FROM a\n" + 'ENV a="b\\"\n' * 90_000),
         (".railway/railway.ts", "/*\n" * 300_000),

@@ -202,11 +202,17 @@ RECORDS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "no dictionary": ("evidence", lambda _: "[]"),
     "too deep": ("evidence", lambda _: "[" * 100_000),
     "no stores": ("evidence", lambda e: json.dumps({**e, "stores": 5})),
+    "no store": ("evidence", lambda e: json.dumps({**e, "stores": []})),
+    "one store twice": ("evidence", lambda e: json.dumps({**e, "stores": ["chroma", "chroma"]})),
     "a strange store": ("evidence", lambda e: json.dumps({**e, "stores": ["../x"]})),
     "no moment": ("evidence", lambda e: json.dumps({**e, "proven_at": "yesterday"})),
     "an empty moment": (
         "evidence",
         lambda e: json.dumps({**e, "drilled": {"at": "", "outcome": "failed", "reason": "x"}}),
+    ),
+    "a moment without a zone": (
+        "evidence",
+        lambda e: json.dumps({**e, "proven_at": "2026-08-01T12:00:00"}),
     ),
     "a moment before time": (
         "evidence",

@@ -1407,6 +1407,7 @@ def test_a_copy_found_damaged_is_none_until_it_is_pushed_again(site: Site) -> No
     found = {check.name: check for check in freshness.health(site.settings, NOON)}
     assert found["offsite.age"].status is found["offsite.checked"].status is Status.WARN
     assert f"offsite push {ID}" in found["offsite.age"].hint
+    assert f"offsite push {ID}" in found["offsite.checked"].hint
     offsite.push(site.settings, ID)
     assert judged(site.settings, NOON)["offsite.age"] == "ok"
 

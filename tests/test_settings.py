@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nescord_ops.errors import SettingsError
-from nescord_ops.settings import load, opened_by_bot
+from nescord_ops.settings import load, masked, opened_by_bot
 
 APP = Path("/app")
 TUNING = "?timeout=20&journal_mode=WAL"
@@ -161,3 +161,16 @@ def test_the_env_file_can_be_named_in_the_environment(
     monkeypatch.setenv("NESCORD_OPS_ENV_FILE", str(tmp_path / "gone.env"))
     with pytest.raises(SettingsError, match="is not a file"):
         load(app_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("/mnt/copies", "/mnt/copies"),
+        ("s3://bucket/prefix", "s3://bucket/prefix"),
+        ("sftp://user:secret@host/path?key=secret", "sftp://***@host/path?***"),
+        ("sftp://user:sec?ret@host/path", "sftp://***"),
+    ],
+)
+def test_no_part_of_a_secret_in_a_url_is_shown(url: str, shown: str) -> None:
+    assert masked(url) == shown

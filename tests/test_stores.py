@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import random
+import resource
 import sqlite3
 import uuid
 from collections.abc import Iterator
@@ -98,6 +99,20 @@ def test_an_id_map_larger_than_the_cache_is_read_in_order(
     with transferred() as once, stores.join(copy, found) as joined:
         assert joined.count("SELECT count(*) FROM hnsw") == 80_000
     assert once[0] < 16 * size  # 40 times if every row is put where it belongs as it comes
+
+
+def test_a_disk_that_is_full_while_the_id_map_is_read_is_no_damage(
+    tmp_path: Path, found: settings.Settings
+) -> None:
+    copy = plant(tmp_path / "copy", 80_000, 10)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(sqlite3.OperationalError) as caught, stores.join(copy, found):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert database.of_the_machine(caught.value), caught.value
 
 
 def test_comparing_the_texts_reads_each_page_about_once(

@@ -348,6 +348,16 @@ def test_a_file_that_is_no_database_fails(content: bytes, demo: MakeDemo) -> Non
     assert "chroma.integrity" not in seen, "Chroma's own checks are not touched by it"
 
 
+def test_a_damaged_schema_is_the_databases_and_not_chromas(demo: MakeDemo) -> None:
+    made = demo()
+    with contextlib.closing(sqlite3.connect(made.database)) as bot, bot:
+        bot.execute("PRAGMA writable_schema=ON")
+        bot.execute("UPDATE sqlite_schema SET name = 5 WHERE name = 'note_links'")
+    seen = turned(run(made.app_dir))
+    assert seen["database.integrity"] == "fail"
+    assert seen["chroma.collection"] == "unknown"
+
+
 def test_a_truncated_database_fails(demo: MakeDemo) -> None:
     made = demo()
     os.truncate(made.database, made.database.stat().st_size // 2)
@@ -448,6 +458,7 @@ def test_a_note_younger_than_ten_minutes_is_no_backlog_yet(demo: MakeDemo) -> No
 def test_without_root_the_modes_are_what_counts(demo: MakeDemo) -> None:
     """A root without the right to override permissions sees what a plain user sees."""
     made = demo("no-write-permission")
+    (made.app_dir / made.app_dir.name).mkdir(mode=0)
     code = (
         "import sys, json; from nescord_ops import settings, verify;"
         "r = verify.run(settings.load(app_dir=sys.argv[1]), depth='quick');"
@@ -465,6 +476,22 @@ def test_without_root_the_modes_are_what_counts(demo: MakeDemo) -> None:
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert seen["access.volume_write"] == seen["access.chroma_write"] == "fail"
+    assert seen["location.strays"] == "unknown", "where nobody may look there may be one"
+
+
+def test_a_copy_that_cannot_be_examined_has_each_check_once(demo: MakeDemo) -> None:
+    code = (
+        "import json, resource, sys; from nescord_ops import settings, verify;"
+        "found = settings.load(app_dir=sys.argv[1]);"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize();"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (100 << 20), -1));"
+        "print(json.dumps([(c.name, c.status) for c in verify.run(found).checks]))"
+    )
+    command = [sys.executable, "-c", code, str(demo().app_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    seen = json.loads(done.stdout)
+    assert dict(seen)["capture.moment"] == "unknown"
+    assert len(seen) == len(dict(seen))
 
 
 def test_findings_travel_as_the_documented_json(demo: MakeDemo) -> None:
