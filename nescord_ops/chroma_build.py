@@ -7,6 +7,7 @@ parent calls `run`, and only the child (`python -m nescord_ops.chroma_build`) im
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -37,18 +38,18 @@ def run(
     `records` ({id, document, metadata}) are streamed to the child one by one. Raise CaptureError
     with the child's last line if it fails.
     """
-    command = [sys.executable, "-m", "nescord_ops.chroma_build", str(directory), action, str(seed)]
+    command = [sys.executable, "-P", "-m", __name__, str(directory), action, str(seed)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
     ) as child:
         assert child.stdin
         assert child.stderr
-        try:
-            for record in records:
-                child.stdin.write(json.dumps(record, ensure_ascii=False) + "\n")
-            child.stdin.close()
-        except BrokenPipeError:
-            pass  # the child has failed; what it said follows
+        with contextlib.suppress(BrokenPipeError):  # the child has failed; what it said follows
+            try:
+                for record in records:
+                    child.stdin.write(json.dumps(record, ensure_ascii=False) + "\n")
+            finally:
+                child.stdin.close()
         said = child.stderr.read()
     if child.returncode:
         last = (said.strip().splitlines() or ["no message"])[-1]

@@ -50,7 +50,7 @@ def start() -> Iterator[socket.socket]:
             if not _forked(its):
                 nowhere = subprocess.DEVNULL
                 child = subprocess.Popen(
-                    [sys.executable, "-W", "ignore", "-m", "nescord_ops.chroma_child"],
+                    [sys.executable, "-P", "-W", "ignore", "-m", __name__],
                     stdin=its.fileno(),
                     stdout=nowhere,
                     stderr=nowhere,

@@ -5,6 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from nescord_ops import chroma_build
+from nescord_ops.errors import CaptureError
 
 # One thread, as `prepare` wants; requests hang, crash, raise, and kill the process that serves.
 SCRIPT = """
@@ -72,3 +78,27 @@ def test_every_end_of_a_child_is_an_answer_and_leaves_no_process() -> None:
     assert seen["orphan"] == ["Chroma's process gave no answer", None, 0]
     assert seen["without"][0] not in ("", "Chroma's process gave no answer")
     assert seen["left"][2] == 0
+
+
+def test_a_child_imports_nothing_from_the_directory_that_one_stands_in(tmp_path: Path) -> None:
+    (tmp_path / "chromadb.py").write_text("open('ran', 'w')\nraise ImportError")
+    script = """
+from pathlib import Path
+from nescord_ops import chroma_build, client
+record = {"id": "a", "document": "d", "metadata": {"tags": "[]"}}
+chroma_build.run(Path("store"), "add", records=[record])
+print(client.ask([{"action": "find", "directory": "/proc"}]).problem)
+"""
+    command = [sys.executable, "-P", "-c", script]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_why_a_sample_cannot_be_written_is_said_however_much_was_to_be_written(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    record = {"id": "a", "document": "d" * 1000, "metadata": {"tags": "[]"}}
+    with pytest.raises(CaptureError, match=r"could not be written \(add\): .*File exists"):
+        chroma_build.run(tmp_path / "file", "add", records=[record] * 1000)
