@@ -7,6 +7,7 @@ parent calls `run`, and only the child (`python -m nescord_ops.chroma_build`) im
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -44,12 +45,12 @@ def run(
     ) as child:
         assert child.stdin
         assert child.stderr
-        try:
-            for record in records:
-                child.stdin.write(json.dumps(record, ensure_ascii=False) + "\n")
-            child.stdin.close()
-        except BrokenPipeError:
-            pass  # the child has failed; what it said follows
+        with contextlib.suppress(BrokenPipeError):  # the child has failed; what it said follows
+            try:
+                for record in records:
+                    child.stdin.write(json.dumps(record, ensure_ascii=False) + "\n")
+            finally:
+                child.stdin.close()
         said = child.stderr.read()
     if child.returncode:
         last = (said.strip().splitlines() or ["no message"])[-1]

@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from nescord_ops import chroma_build
+from nescord_ops.errors import CaptureError
+
 # One thread, as `prepare` wants; requests hang, crash, raise, and kill the process that serves.
 SCRIPT = """
 import json, os, resource, signal, sys, time
@@ -92,3 +97,12 @@ def test_no_code_of_the_current_directory_is_run(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert not (tmp_path / "sprung").exists()
     assert "gave no answer" not in run.stdout
+
+
+def test_why_a_sample_cannot_be_written_is_said_however_much_was_to_be_written(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    record = {"id": "a", "document": "d" * 1000, "metadata": {"tags": "[]"}}
+    with pytest.raises(CaptureError, match=r"could not be written \(add\): .*File exists"):
+        chroma_build.run(tmp_path / "file", "add", records=[record] * 1000)
