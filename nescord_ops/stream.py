@@ -261,7 +261,7 @@ def unpack(
                 for member in tar:
                     if member.name == f"{beside.id}{_RECORD}" and member.size <= RECORD_BYTES:
                         content = _of(tar, member).read()
-                    elif member.name != beside.id:  # GNU tar also names the directory above
+                    elif member.name != beside.id or not member.isdir():  # GNU tar has it too
                         _extract(tar, member, to, files.pop(member.name, None))
             _end(plain)
     except OSError as error:

@@ -1196,6 +1196,10 @@ def test_a_forged_tar_cannot_take_the_memory(site: Site, tmp_path: Path) -> None
     assert "sparse" in str(refused(site, tmp_path, "no `tar"))
     forge(site, [], whole.getvalue() + bytes(50 << 20))
     assert "follows its end" in str(refused(site, tmp_path, "no `tar"))
+    endless = member(ID)
+    endless.size = 1 << 80  # tarfile would read over it, also where nothing comes any more
+    forge(site, [], endless.tobuf(tarfile.GNU_FORMAT))
+    assert "does not name" in str(refused(site, tmp_path, "record"))
     forge(site, [], member("x", tarfile.XHDTYPE).tobuf() * 2000)
     assert "recursion" in str(refused(site, tmp_path, "no `tar"))
 
