@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -43,6 +44,7 @@ _RECORD = ".record.json"
 _WINDOW_BYTES = 1 << 27  # what `zstd -d` accepts
 _HEADER_BYTES = 1 << 16  # of extended headers, which are read into memory
 _TRAILER_BYTES = 1 << 20
+_EMPTY_READS = 100  # a whole tar takes a few, to see that it has ended
 _ZERO = bytes(pages.PAGE_BYTES)
 COPY_BYTES = 1 << 17
 OTHER_HINT = "use another copy (nescord-ops offsite list), and push this one again"
@@ -261,7 +263,7 @@ def unpack(
                 for member in tar:
                     if member.name == f"{beside.id}{_RECORD}" and member.size <= RECORD_BYTES:
                         content = _of(tar, member).read()
-                    elif member.name != beside.id:  # GNU tar also names the directory above
+                    elif member.name != beside.id or not member.isdir():  # GNU tar has it too
                         _extract(tar, member, to, files.pop(member.name, None))
             _end(plain)
     except OSError as error:
@@ -309,12 +311,25 @@ def _opened(read: Callable[[int], bytes], identities: Sequence[Any] | None) -> I
     feeder = threading.Thread(target=feed, daemon=True)
     feeder.start()
     try:
-        with open(inner, "rb") as plain:
+        with _Plain(io.FileIO(inner)) as plain:
             yield plain
     finally:
         feeder.join()
         if failed and not isinstance(failed[0], BrokenPipeError):
             raise failed[0] from None
+
+
+class _Plain(io.BufferedReader):
+    """A tar that ends: tarfile would go on and on to where a header says that the next one is."""
+
+    empty = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.empty += not data
+        if self.empty > _EMPTY_READS:
+            raise tarfile.ReadError("it ends in the middle")
+        return data
 
 
 class _Header(tarfile.TarInfo):

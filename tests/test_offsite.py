@@ -1200,6 +1200,17 @@ def test_a_forged_tar_cannot_take_the_memory(site: Site, tmp_path: Path) -> None
     assert "sparse" in str(refused(site, tmp_path, "no `tar"))
     forge(site, [], whole.getvalue() + bytes(50 << 20))
     assert "follows its end" in str(refused(site, tmp_path, "no `tar"))
+    endless = member(ID)
+    endless.size = 1 << 80  # tarfile would read over it, also where nothing comes any more
+    forge(site, [], endless.tobuf(tarfile.GNU_FORMAT))
+    assert "does not name" in str(refused(site, tmp_path, "record"))
+    size = b"9 size=0\n"  # of every header that follows, once tarfile has gone by its own
+    info = member("x", tarfile.XGLTYPE)
+    info.size = len(size)
+    endless.name = f"{ID}.record.json"
+    header = info.tobuf() + size.ljust(512, b"\0")
+    forge(site, [], header + endless.tobuf(tarfile.GNU_FORMAT))
+    assert "in the middle" in str(refused(site, tmp_path, "no `tar"))
     forge(site, [], member("x", tarfile.XHDTYPE).tobuf() * 2000)
     assert "recursion" in str(refused(site, tmp_path, "no `tar"))
 
