@@ -363,6 +363,51 @@ def test_a_database_that_is_at_the_meant_place_already_is_kept(
         assert connection.execute("SELECT count(*) FROM knowledge_notes").fetchone() == (300,)
 
 
+def test_what_is_kept_keeps_its_wal_and_takes_the_place_of_nothing(
+    demo: MakeDemo, tmp_path: Path
+) -> None:
+    made = demo("three-slash-url")
+    there, kept = made.data_dir / "nescordbot.db", made.data_dir / "nescordbot.db.earlier"
+    kept.write_bytes(b"precious")
+    killed = (
+        "import os, sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('PRAGMA journal_mode"
+        " = WAL'); c.execute('CREATE TABLE late(x)'); c.commit(); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", killed, there], check=True)
+    shell(run(made, depth="quick").diagnoses[0].commands, tmp_path / "bin")
+    assert kept.read_bytes() == b"precious"
+    with sqlite3.connect(kept.with_name(f"{kept.name}.earlier")) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("late",)]
+
+
+@pytest.mark.parametrize("written", ["  export DATABASE_URL = ", ""])
+def test_a_variable_is_corrected_however_the_env_file_is_written(
+    written: str, demo: MakeDemo, tmp_path: Path
+) -> None:
+    made = demo("three-slash-url")
+    found = settings.load(app_dir=made.app_dir)
+    line = f"DATABASE_URL={found.database_url}\n"
+    text = made.env_file.read_text()
+    assert line in text
+    new = f"{written}{found.database_url}\n" if written else ""
+    made.env_file.write_text(text.replace(line, new).rstrip("\n"))
+    given = settings.load(app_dir=made.app_dir, database_url=found.database_url)
+    shell(troubleshoot.run(given, depth="quick").diagnoses[0].commands, tmp_path / "bin")
+    after = settings.load(app_dir=made.app_dir)
+    assert (after.database, after.database_meant) == (made.data_dir / "nescordbot.db", None)
+    assert after.volume_gb == found.volume_gb
+
+
+def test_who_has_the_database_open_is_named_by_the_process(demo: MakeDemo) -> None:
+    made = demo()
+    names = fixes.names(settings.load(app_dir=made.app_dir))
+    (locked,) = [cause for cause in CAUSES if cause.name == "locked"]
+    (line,) = [each for each in fixes.script(locked.fix, names) if each.startswith("ls ")]
+    with made.database.open("rb"):
+        shown = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert f"/proc/{os.getpid()}/fd/" in shown.stdout
+
+
 def test_what_the_bot_left_in_its_wal_meanwhile_is_moved_too(
     demo: MakeDemo, tmp_path: Path
 ) -> None:
