@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from nescord_ops import diagnosis, fixes, holders, logs, show, verify
 from nescord_ops.causes import CAUSES, SYMPTOMS, Cause
 from nescord_ops.checks import Check, Findings, Status, ok, unknown, warn
+from nescord_ops.database import RIGHTS_HINT, beside
 from nescord_ops.diagnosis import BAD, Diagnosis, weigh
 from nescord_ops.errors import CaptureError, SettingsError
 from nescord_ops.settings import Settings
@@ -159,13 +160,17 @@ def _of_logs(log: logs.Log, named: bool) -> Iterator[Check]:
 
 def _holders(settings: Settings) -> Check:
     """Who has the database open: the bot alone may."""
-    seen = holders.scan([settings.database]).holders
-    text = "; ".join(map(str, seen)) or "no process has the database open"
-    if len(seen) > 1:
-        return warn(
-            "bot.holders", text, "one of them may be the bot; end the others", value=len(seen)
-        )
-    return ok("bot.holders", text, value=len(seen), unit="processes")
+    name = "bot.holders"
+    seen = holders.scan(beside(settings.database, suffix) for suffix in ("", "-wal", "-shm"))
+    count = len(seen.holders)
+    text = "; ".join(map(str, seen.holders)) or "no process has the database open"
+    if count > 1:
+        return warn(name, text, "one of them may be the bot; end the others", value=count)
+    if seen.unseen or not seen.complete:
+        known = ", ".join(map(str, seen.holders)) or "nobody was seen with the database open"
+        why = f"{', '.join(seen.unseen[:_SHOWN]) or 'other processes'} cannot be looked into"
+        return unknown(name, f"{known}, but {why}", RIGHTS_HINT, expected=True)
+    return ok(name, text, value=count, unit="processes")
 
 
 def _conclusions(
