@@ -205,8 +205,7 @@ def cost(
     from nescord_ops import cost as capability
 
     with resolved(context.obj, demo) as settings, progress() as say:
-        say("measuring the volume")
-        findings = capability.run(settings, usd_per_gb_month=usd_per_gb_month)
+        findings = capability.run(settings, usd_per_gb_month=usd_per_gb_month, progress=say)
     finish(context.obj, findings)
 
 
