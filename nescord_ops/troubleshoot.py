@@ -197,8 +197,9 @@ def _conclusions(
     if not ranked:
         what = f"{SYMPTOMS[symptom]!r}" if symptom else "any trouble that is known here"
         names = {sign.check for cause in wanted for sign in cause.signs}
-        contrary = [c.summary for c in made if c.name in names] if symptom else []
-        against = "; ".join(contrary[:_SHOWN]) or "every check"
+        contrary = [c.summary for c in made if c.status is Status.OK and c.name in names]
+        against = "; ".join(contrary[:_SHOWN]) or "nothing"
+        against = against if symptom else "every check"
         yield ok("cause.none", f"nothing speaks for {what}; against it: {against}")
     explained = {sign.check for cause in CAUSES for sign in cause.signs}
     told = set()

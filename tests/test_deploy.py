@@ -604,3 +604,11 @@ def test_an_index_that_is_not_all_there_says_nothing_of_what_is_tracked(tmp_path
     assert "no index of git" in said(lint(root), "security.committed")
     (root / ".git" / "index").write_bytes(b"DIRC")
     assert "no index of git" in said(lint(root), "security.committed")
+
+
+def test_the_command_that_protects_the_keys_survives_any_name(tmp_path: Path) -> None:
+    root = checkout(tmp_path / "my bot", {".env": "A=1\n"})
+    (root / ".env").chmod(0o644)
+    hint = next(c.hint for c in lint(root).checks if c.name == "security.env_file")
+    subprocess.run(["sh", "-c", hint], check=True)
+    assert (root / ".env").stat().st_mode & 0o777 == 0o600

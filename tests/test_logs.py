@@ -307,7 +307,9 @@ def test_hours_are_bounded_and_an_impossible_time_is_none(
     )
     assert len(found.hours) == 2
     assert found.levels == {"ERROR": 5, "INFO": 5}
-    assert found.last_at == datetime(2026, 8, 1, 13, tzinfo=UTC)
+    assert found.last_at == datetime(2026, 8, 1, 14, tzinfo=UTC)
+    (z,) = found.groups
+    assert z.last_at == found.last_at
 
 
 def test_rotated_files_are_read_oldest_first_packed_ones_too(log: Path) -> None:

@@ -248,6 +248,17 @@ def test_a_symptom_without_support_says_what_was_looked_at_and_what_speaks_again
     assert "journal mode WAL" in said
 
 
+def test_a_check_that_failed_speaks_against_nothing(
+    demo: MakeDemo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = demo()
+    monkeypatch.setenv("RAILWAY_VOLUME_MOUNT_PATH", str(made.data_dir))
+    found = run(made, symptom="permission", depth="quick")
+    said = {check.name: check.summary for check in found.checks}
+    assert "is mode 755" in said["cause.none"]
+    assert "no volume is mounted" not in said["cause.none"]
+
+
 def test_an_unknown_symptom_is_refused_with_the_known_ones(demo: MakeDemo) -> None:
     with pytest.raises(SettingsError) as caught:
         run(demo(), symptom="sad")
