@@ -287,7 +287,7 @@ CAUSES = (
         "locked", ("locked",), "another program has the database open and writes to it",
         (Sign("bot.holders", 4), Sign("database.journal", 3)), {"locked": 5},
         ("# one bot only: end every other program that this shows, then restart the bot",
-         "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -F -- {database} || true", "{restart}"),
+         "ls -l /proc/[0-9]*/fd/* 2>/dev/null | grep -F -- {database} || true", "{restart}"),
     ),
     Cause(
         "settings", ("crash-loop",), "the bot ends at once: a variable is missing or wrong",

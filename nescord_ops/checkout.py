@@ -106,16 +106,18 @@ def tracked(root: Path, name: str) -> bool | None:
     """Given a checkout and a file at its top, return whether git tracks it; None: cannot tell.
 
     Reads `.git/index` itself (git-scm.com/docs/index-format, versions 2 and 3): git would run
-    what a hostile repository's configuration names.
+    what a hostile repository's configuration names. An index may lie in two files.
     """
     try:
         index = _bytes(root, ".git/index", 4 * LIMIT_BYTES)
     except _UnreadableError:
         return None
-    if not index or index[:4] != b"DIRC" or index[7] not in (2, 3):
+    if not index or index[:8] not in (b"DIRC\0\0\0\2", b"DIRC\0\0\0\3"):
         return None
-    entry = b"[\0\x80]" + bytes([len(name)]) + re.escape(name.encode()) + b"\0"
-    return re.search(entry, index) is not None
+    flags = b"[%b]%c(?s:..)?" % (bytes(range(0, 256, 16)), len(name))  # extended: two bytes more
+    if re.search(flags + re.escape(name.encode()) + b"\0", index):
+        return True
+    return None if any((root / ".git").glob("sharedindex.*")) else False
 
 
 def _bytes(root: Path, name: str, limit: int) -> bytes | None:

@@ -55,7 +55,10 @@ def main() -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Given arguments (default: the process's), run one command and return the exit code."""
-    code = _run(arguments)
+    try:
+        code = _run(arguments)
+    except OSError:  # nobody can be told what went wrong
+        code = 2
     if interrupts.arrived() and code != INTERRUPTED:  # it came too late, or its exception was lost
         typer.echo("Error: interrupted", err=True)
         return INTERRUPTED
@@ -73,7 +76,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         code = app(_joined(arguments), obj=call, standalone_mode=False, prog_name="nescord-ops")
         if code == INTERRUPTED:  # newer typers make this of it, without a word
             _complain(call, "interrupted")
-        sys.stdout.flush()
+        typer.echo(nl=False)  # empties stdout, if there is one
     except (BrokenPipeError, SystemExit):
         # Whoever read us has gone; click answers that with an exit code of 1, which is taken
         # here. Python would complain again when it closes stdout.
@@ -202,8 +205,7 @@ def cost(
     from nescord_ops import cost as capability
 
     with resolved(context.obj, demo) as settings, progress() as say:
-        say("measuring the volume")
-        findings = capability.run(settings, usd_per_gb_month=usd_per_gb_month)
+        findings = capability.run(settings, usd_per_gb_month=usd_per_gb_month, progress=say)
     finish(context.obj, findings)
 
 

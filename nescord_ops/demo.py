@@ -41,7 +41,7 @@ def create(
     The oldest `vectors` notes (default: all) are in Chroma, the others are backlog. `note_bytes`
     is the average size of a note's text in UTF-8. Everything but the ids that Chroma draws follows
     from the arguments. Raise VolumeError if the directory is not empty or cannot be written,
-    SettingsError for an unknown fault or a number out of range.
+    SettingsError for an unknown fault, one that nothing is there for, or a number out of range.
     """
     unknown = [name for name in faults if name not in FAULTS]
     if unknown:
@@ -71,11 +71,11 @@ def create(
 
 
 @contextlib.contextmanager
-def temporary(*, faults: Sequence[str] = ()) -> Iterator[Demo]:
+def temporary() -> Iterator[Demo]:
     """Build a sample volume in a temporary directory, which is removed afterwards."""
     root = Path(tempfile.mkdtemp(prefix="nescord-ops-demo-"))
     try:
-        yield create(root / "app", faults=faults)
+        yield create(root / "app")
     finally:
         remove_tree(root)
 

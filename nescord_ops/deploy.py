@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, date, datetime
@@ -327,9 +328,15 @@ def _env_file(place: volume.Place) -> Check:
     details: dict[str, Any] = {"value": place.mode_text, "limit": "600"}
     if place.mode & 0o077:
         who = "everyone" if place.mode & 0o007 else "its group"
-        return warn(name, f"{text}: {who} may get at the keys", f"chmod 600 {path}", **details)
+        return warn(
+            name,
+            f"{text}: {who} may get at the keys",
+            f"chmod 600 {shlex.quote(str(path))}",
+            **details,
+        )
     if place.uid not in (0, os.geteuid()):
-        return warn(name, f"{text}: not yours", f"chown {os.geteuid()} {path}", **details)
+        hint = f"chown {os.geteuid()} {shlex.quote(str(path))}"
+        return warn(name, f"{text}: not yours", hint, **details)
     return ok(name, text, **details)
 
 

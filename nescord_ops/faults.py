@@ -2,7 +2,7 @@
 
 `plant` works on a store that nothing has open, uses sqlite3 in this process and chromadb in a
 child only, and touches nothing but what the fault consists of. The faults can be combined, in any
-order.
+order, unless one takes away what another is planted on.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from nescord_ops import chroma_build, sample
-from nescord_ops.errors import CaptureError
+from nescord_ops.errors import CaptureError, SettingsError
 from nescord_ops.sample import Demo
 
 BLOAT_BYTES = 4_000_000_000
@@ -114,10 +115,12 @@ def stale_vector(demo: Demo) -> None:
     """Edit a note: the bot adds and never updates, so Chroma keeps the old text, marked synced."""
     edited = demo.now - timedelta(hours=1)
     with sample.connect(demo.database) as connection:
-        key, title, content, tags = connection.execute(
-            "SELECT id, title, content, tags FROM knowledge_notes JOIN sync_metadata"
-            " ON note_id = id WHERE sync_status = 'synced' ORDER BY knowledge_notes.rowid"
-        ).fetchone()
+        key, title, content, tags = _first(
+            connection.execute(
+                "SELECT id, title, content, tags FROM knowledge_notes JOIN sync_metadata"
+                " ON note_id = id WHERE sync_status = 'synced' ORDER BY knowledge_notes.rowid"
+            )
+        )
         changed = f"{content}\n訂正: the figures above were wrong."
         connection.execute(
             "UPDATE knowledge_notes SET content = ?, updated_at = ? WHERE id = ?",
@@ -142,9 +145,11 @@ def stale_vector(demo: Demo) -> None:
 def leaked_deletion(demo: Demo) -> None:
     """Delete a note from the database and leave it in Chroma, where search still finds it."""
     with sample.connect(demo.database) as connection:
-        (key,) = connection.execute(
-            "SELECT note_id FROM sync_metadata WHERE sync_status = 'synced' ORDER BY rowid DESC"
-        ).fetchone()
+        (key,) = _first(
+            connection.execute(
+                "SELECT note_id FROM sync_metadata WHERE sync_status = 'synced' ORDER BY rowid DESC"
+            )
+        )
         connection.execute("DELETE FROM note_links WHERE ? IN (from_note_id, to_note_id)", (key,))
         connection.execute("UPDATE transcriptions SET note_id = NULL WHERE note_id = ?", (key,))
         connection.execute("DELETE FROM note_history WHERE note_id = ?", (key,))
@@ -159,7 +164,7 @@ def orphan_segment(demo: Demo) -> None:
 
 def sparse_bloat(demo: Demo) -> None:
     """Let `link_lists.bin` claim gigabytes that it does not hold."""
-    os.truncate(_segments(demo)[0] / "link_lists.bin", BLOAT_BYTES)
+    os.truncate(_first(_segments(demo)) / "link_lists.bin", BLOAT_BYTES)
 
 
 def corrupt_page(demo: Demo) -> None:
@@ -254,7 +259,18 @@ def _segments(demo: Demo) -> list[Path]:
 def _persisted(demo: Demo) -> Path:
     """Return the directory of the collection's vectors, after Chroma has persisted them."""
     chroma_build.run(demo.chroma_dir, "persist", seed=demo.seed)
-    return _segments(demo)[0]
+    directory: Path = _first(_segments(demo))
+    return directory
+
+
+def _first(found: Iterable[Any]) -> Any:
+    """The first of what a fault is planted on; raise SettingsError if there is none."""
+    for each in found:
+        return each
+    hint = (
+        "remove what was made, and make another one with more --vectors, or with this fault first"
+    )
+    raise SettingsError("no vector is there to plant the fault on", hint)
 
 
 def _empty(directory: Path) -> None:

@@ -141,9 +141,10 @@ def _set(settings: Settings, name: str, value: str) -> str:
         return f"# set {name}={value} in the bot's environment"
     file = shlex.quote(str(settings.env_file))
     written = settings.env_file.read_text("utf-8", errors="replace")
-    ways = dict.fromkeys(re.findall(rf"(?m)^(?:export )?{name}=", written))
+    ways = dict.fromkeys(re.findall(rf"(?m)^[ \t]*(?:export[ \t]+)?{name}[ \t]*=", written))
     if not ways:
-        return f"echo {shlex.quote(f'{name}={value}')} >> {file}"
+        end = "\n" if written and not written.endswith("\n") else ""
+        return f"echo {shlex.quote(f'{end}{name}={value}')} >> {file}"
     safe = re.sub(r"([\\&|])", r"\\\1", value)
     return f"sed -i {shlex.quote(';'.join(f's|^{way}.*|{way}{safe}|' for way in ways))} {file}"
 
@@ -164,10 +165,13 @@ def _move_database(settings: Settings, names: Mapping[str, str]) -> Iterable[str
         yield f"mkdir -p {shlex.quote(str(target.parent))}"
     if target.exists():
         yield "# another database is there: it is kept; look which one holds your notes"
+    kept = target
+    while kept == target or any(os.path.lexists(beside(kept, suffix)) for suffix in _SUFFIXES):
+        kept = beside(kept, ".earlier")
     for suffix in _SUFFIXES:
         to = beside(target, suffix)
-        if to.exists():
-            yield shlex.join(["mv", "-T", "--", str(to), f"{to}.earlier"])
+        if os.path.lexists(to):
+            yield shlex.join(["mv", "-nT", "--", str(to), str(beside(kept, suffix))])
     # the bot may leave its newest notes in a -wal that is not there yet
     old, new = shlex.quote(str(source)), shlex.quote(str(target))
     yield f"# move it to {target}, where nothing is now:"

@@ -126,12 +126,8 @@ def from_history(series: Iterable[Point], used_bytes: int, now: datetime) -> Gro
     """Given how full earlier runs found the volume, return the growth, or why it is not known."""
     by_day = {_midnight(at): value for at, value in sorted(series) if at < now}
     points = sorted({**by_day, _midnight(now): float(used_bytes)}.items())
-    days = (points[-1][0] - points[0][0]).days
     if len(points) == 1:
         return "no earlier report measured this volume"
-    if len(points) < MIN_RUNS or days < MIN_DAYS:
-        within = show.count(days, "day")
-        return f"reports were made on {show.count(len(points), 'day')} within {within}, too few"
     return _fit("history", points, "the volume did not fill")
 
 
@@ -139,9 +135,10 @@ def _fit(source: str, points: Sequence[Point], nothing: str) -> Growth | str:
     """Given (time, bytes) in order, return mean and variance of the last WINDOW_DAYS."""
     start = points[-1][0] - timedelta(days=WINDOW_DAYS)
     recent = [point for point in points if point[0] >= start]
-    if len(recent) < MIN_RUNS:
-        return f"reports of the last {WINDOW_DAYS} days: {len(recent)}, too few"
     days = _days(recent[0], recent[-1])
+    if len(recent) < MIN_RUNS or days < MIN_DAYS:
+        made = f"{show.count(len(recent), 'day')} within {show.count(round(days), 'day')}"
+        return f"reports of the last {WINDOW_DAYS} days were made on {made}, too few"
     pace = (recent[-1][1] - recent[0][1]) / days
     if pace <= 0:
         return f"{nothing} in the last {show.count(round(days), 'day')}"

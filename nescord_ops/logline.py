@@ -40,14 +40,14 @@ _MASKS = (
     (
         (".", "sk-", "AIza", "gh", "AGE-"),
         re.compile(
-            r"\b(?:(?:mfa\.)?[\w-]{20,}+\.[\w-]{5,}+\.[\w-]{20,}+|sk-[\w-]{16,}|AIza[\w-]{20,}"
-            r"|gh[a-z]_\w{20,}|github_pat_\w{20,}|AGE-SECRET-KEY-\w+)"
+            r"(?<![\w-])(?:mfa\.)?[\w-]{20,}+\.[\w-]{5,}+\.[\w-]{20,}+|\b(?:sk-[\w-]{16,}"
+            r"|AIza[\w-]{20,}|gh[a-z]_\w{20,}|github_pat_\w{20,}|AGE-SECRET-KEY-\w+)"
         ),
         "secret",
     ),
 )
-_NAME = re.compile(r"\b[\w-]++[\"']?\s*[:=]\s*")
-_VALUE = re.compile(r"(?i:(?:bearer|basic|bot)\s+)?(?:\"[^\"]*\"|'[^']*'|[\"']?[^\s\"']{3,})")
+_NAME = re.compile(r"(?<![\w-])[\w-]++\\*[\"']?\s*[:=]\s*")  # quotes may be escaped, as in JSON
+_VALUE = re.compile(r"(?i:(?:bearer|basic|bot)\s+)?\\*(?:\"[^\"]*\"|'[^']*'|[\"']?[^\s\"']{3,})")
 _SECRET_NAME = re.compile(
     r"(?i)token|secret|passw|pwd|credential|api[_-]?key|(?:access|private)[_-]?key|authoriz|cookie"
 )

@@ -157,7 +157,7 @@ class Reader:
 
     def _clock(self, stamp: bytes) -> None:
         """Set the time of what follows, if it is one."""
-        if stamp[:13] in self.hours:
+        if stamp[:13] in self.hours or (len(self.hours) >= HOURS and moment(stamp)):
             self.now = stamp
             self.first, self.last = min(self.first or stamp, stamp), max(self.last, stamp)
 

@@ -59,8 +59,8 @@ class Hour(Result):
 class Log(Result):
     """What the files say. Sums are over all of them; `problems` says what could not be read.
 
-    `levels` counts records, `none` those without a level; `hours` are in order. Of the `groups`,
-    most frequent first, only so many are kept; `ungrouped` records are in none of them. `cut_lines`
+    `levels` counts records, `none` those without a level. Only so many `hours`, in order, and
+    `groups`, most frequent first, are kept; `ungrouped` records are in none of these. `cut_lines`
     were longer than LINE_BYTES. `without_zone` says that stamps without a time zone were taken as
     UTC.
     """

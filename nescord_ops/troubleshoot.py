@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from nescord_ops import diagnosis, fixes, holders, logs, show, verify
 from nescord_ops.causes import CAUSES, SYMPTOMS, Cause
 from nescord_ops.checks import Check, Findings, Status, ok, unknown, warn
+from nescord_ops.database import RIGHTS_HINT, beside
 from nescord_ops.diagnosis import BAD, Diagnosis, weigh
 from nescord_ops.errors import CaptureError, SettingsError
 from nescord_ops.settings import Settings
@@ -161,13 +162,17 @@ def _of_logs(log: logs.Log, named: bool) -> Iterator[Check]:
 
 def _holders(settings: Settings) -> Check:
     """Who has the database open: the bot alone may."""
-    seen = holders.scan([settings.database]).holders
-    text = "; ".join(map(str, seen)) or "no process has the database open"
-    if len(seen) > 1:
-        return warn(
-            "bot.holders", text, "one of them may be the bot; end the others", value=len(seen)
-        )
-    return ok("bot.holders", text, value=len(seen), unit="processes")
+    name = "bot.holders"
+    seen = holders.scan(beside(settings.database, suffix) for suffix in ("", "-wal", "-shm"))
+    count = len(seen.holders)
+    text = "; ".join(map(str, seen.holders)) or "no process has the database open"
+    if count > 1:
+        return warn(name, text, "one of them may be the bot; end the others", value=count)
+    if seen.unseen or not seen.complete:
+        known = ", ".join(map(str, seen.holders)) or "nobody was seen with the database open"
+        why = f"{', '.join(seen.unseen[:_SHOWN]) or 'other processes'} cannot be looked into"
+        return unknown(name, f"{known}, but {why}", RIGHTS_HINT, expected=True)
+    return ok(name, text, value=count, unit="processes")
 
 
 def _conclusions(
@@ -194,8 +199,9 @@ def _conclusions(
     if not ranked:
         what = f"{SYMPTOMS[symptom]!r}" if symptom else "any trouble that is known here"
         names = {sign.check for cause in wanted for sign in cause.signs}
-        contrary = [c.summary for c in made if c.name in names] if symptom else []
-        against = "; ".join(contrary[:_SHOWN]) or "every check"
+        contrary = [c.summary for c in made if c.status is Status.OK and c.name in names]
+        against = "; ".join(contrary[:_SHOWN]) or "nothing"
+        against = against if symptom else "every check"
         yield ok("cause.none", f"nothing speaks for {what}; against it: {against}")
     explained = {sign.check for cause in CAUSES for sign in cause.signs}
     told = set()

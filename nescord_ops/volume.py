@@ -131,7 +131,7 @@ def mount_of(path: Path) -> Mount | None:
     """
     try:
         lines = _MOUNTINFO.read_text("utf-8", "surrogateescape").splitlines()
-        real = existing(path).resolve()
+        real = Path(os.path.realpath(existing(path)))
     except OSError:
         return None
     best: Mount | None = None

@@ -453,6 +453,8 @@ def test_earlier_reports_are_preferred_once_there_are_enough() -> None:
     assert found.bytes_per_day == pytest.approx(2000)
     assert "no earlier report" in str(growth.from_history([], 1, NOW))
     assert "too few" in str(growth.from_history(runs[:3], 1, NOW))
+    old = (NOW - timedelta(days=200), 1.0)
+    assert "6 days within 5 days" in str(growth.from_history([old, *runs[:5]], 1_000_000, NOW))
     assert "did not fill" in str(growth.from_history(runs, 1000, NOW))
     future = [(NOW + timedelta(days=n), 5.0) for n in range(40)]
     assert "no earlier report" in str(growth.from_history(future, 1, NOW))

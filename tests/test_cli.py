@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -293,6 +294,26 @@ def test_a_closed_pipe_is_not_a_traceback(volume: str) -> None:
     os.close(writer)
     assert done.returncode == 2
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("--json demo --fault list > /dev/full", "demo --fault list > /dev/full"),
+        *("demo 2> /dev/full", "nonsense 2> /dev/full", "--debug --json demo > /dev/full 2>&1"),
+    ],
+)
+def test_where_nobody_can_be_told_the_exit_code_still_is_2(line: str) -> None:
+    command = f"{shlex.quote(sys.executable)} -m nescord_ops {line}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_closed_stdout_is_no_failure() -> None:
+    command = f"{shlex.quote(sys.executable)} -m nescord_ops demo --fault list >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_terminal_without_unicode_is_served() -> None:

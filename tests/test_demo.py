@@ -331,3 +331,11 @@ def test_faults_can_be_combined_in_any_order(demo: MakeDemo) -> None:
     ) == [(1,)]
     assert made.database.name.endswith("?timeout=20&journal_mode=WAL")
     torn_copy(made)
+
+
+@pytest.mark.parametrize(
+    "name", ["stale-vector", "leaked-deletion", "sparse-bloat", "lost-vectors", "truncated-pickle"]
+)
+def test_a_fault_that_nothing_is_there_for_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match="no vector is there"):
+        demos.create(tmp_path / "app", notes=3, vectors=0, faults=[name], backups=False)

@@ -612,3 +612,30 @@ def test_the_typescript_passes_its_compiler_and_a_wrong_mount_does_not(
     assert (said["good.ts"].returncode, said["good.ts"].stdout) == (0, "")
     assert said["wrong.ts"].returncode
     assert "not assignable" in said["wrong.ts"].stdout
+
+
+@pytest.mark.parametrize("option", ["--skip-worktree", "--assume-unchanged"])
+def test_a_tracked_env_file_is_found_whatever_git_was_told_to_overlook(
+    tmp_path: Path, option: str
+) -> None:
+    root = checkout(tmp_path, {".env": "A=1\n"})
+    for arguments in (["init", "-q"], ["add", "-f", ".env"], ["update-index", option, ".env"]):
+        subprocess.run(["git", *arguments], cwd=root, check=True)
+    assert "tracked by git: everyone" in said(lint(root), "security.committed")
+
+
+def test_an_index_that_is_not_all_there_says_nothing_of_what_is_tracked(tmp_path: Path) -> None:
+    root = checkout(tmp_path, {".env": "A=1\n"})
+    for arguments in (["init", "-q"], ["add", "-f", ".env"], ["update-index", "--split-index"]):
+        subprocess.run(["git", *arguments], cwd=root, check=True)
+    assert "no index of git" in said(lint(root), "security.committed")
+    (root / ".git" / "index").write_bytes(b"DIRC")
+    assert "no index of git" in said(lint(root), "security.committed")
+
+
+def test_the_command_that_protects_the_keys_survives_any_name(tmp_path: Path) -> None:
+    root = checkout(tmp_path / "my bot", {".env": "A=1\n"})
+    (root / ".env").chmod(0o644)
+    hint = next(c.hint for c in lint(root).checks if c.name == "security.env_file")
+    subprocess.run(["sh", "-c", hint], check=True)
+    assert (root / ".env").stat().st_mode & 0o777 == 0o600

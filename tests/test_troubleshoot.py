@@ -24,6 +24,7 @@ from nescord_ops import (
     cli,
     figures,
     fixes,
+    holders,
     logs,
     sample,
     settings,
@@ -108,7 +109,7 @@ def test_the_healthy_demo_has_no_cause_and_nothing_changes(demo: MakeDemo) -> No
     assert said["looked.checks"].value == sum(
         c.status != "unknown" and c.name != verify.OUTLOOK
         for c in verify.run(found.settings).checks
-    )
+    ) - (said["bot.holders"].status is Status.UNKNOWN)  # not every process can be looked into
     assert said["logs.read"].value == found.log.lines == 401
 
 
@@ -246,7 +247,18 @@ def test_a_symptom_without_support_says_what_was_looked_at_and_what_speaks_again
     assert found.status is Status.OK
     said = next(check.summary for check in found.checks if check.name == "cause.none")
     assert "the database is locked" in said
-    assert "no process has the database open" in said
+    assert "journal mode WAL" in said
+
+
+def test_a_check_that_failed_speaks_against_nothing(
+    demo: MakeDemo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = demo()
+    monkeypatch.setenv("RAILWAY_VOLUME_MOUNT_PATH", str(made.data_dir))
+    found = run(made, symptom="permission", depth="quick")
+    said = {check.name: check.summary for check in found.checks}
+    assert "is mode 755" in said["cause.none"]
+    assert "no volume is mounted" not in said["cause.none"]
 
 
 def test_an_unknown_symptom_is_refused_with_the_known_ones(demo: MakeDemo) -> None:
@@ -381,6 +393,73 @@ def test_a_database_that_is_at_the_meant_place_already_is_kept(
     assert (made.data_dir / "nescordbot.db.earlier").read_bytes() == b"precious"
     with sqlite3.connect(there) as connection:
         assert connection.execute("SELECT count(*) FROM knowledge_notes").fetchone() == (300,)
+
+
+def test_what_is_kept_keeps_its_wal_and_takes_the_place_of_nothing(
+    demo: MakeDemo, tmp_path: Path
+) -> None:
+    made = demo("three-slash-url")
+    there, kept = made.data_dir / "nescordbot.db", made.data_dir / "nescordbot.db.earlier"
+    kept.write_bytes(b"precious")
+    killed = (
+        "import os, sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('PRAGMA journal_mode"
+        " = WAL'); c.execute('CREATE TABLE late(x)'); c.commit(); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", killed, there], check=True)
+    shell(run(made, depth="quick").diagnoses[0].commands, tmp_path / "bin")
+    assert kept.read_bytes() == b"precious"
+    with sqlite3.connect(kept.with_name(f"{kept.name}.earlier")) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("late",)]
+
+
+def test_who_has_the_database_open_is_not_known_where_processes_cannot_be_looked_into(
+    demo: MakeDemo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hidden(pid: int) -> Iterable[tuple[int, int]]:
+        raise PermissionError
+
+    made = demo()
+    monkeypatch.setattr(holders, "_held", hidden)
+    found = run(made, symptom="locked", depth="quick")
+    (check,) = [check for check in found.checks if check.name == "bot.holders"]
+    assert (check.status, check.expected) == (Status.UNKNOWN, True)
+    assert "cannot be looked into" in check.summary
+    with sqlite3.connect(made.database) as connection:
+        connection.execute("SELECT 1 FROM kv_store").fetchall()
+        other = "import sys; from nescord_ops import troubleshoot as t; from nescord_ops import"
+        other += " settings, holders; holders._PROC = holders.Path('/nowhere')"
+        other += "; print(t._holders(settings.load(app_dir=sys.argv[1])).summary)"
+        command = [sys.executable, "-c", other, str(made.app_dir)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"process {os.getpid()} " in done.stdout
+
+
+@pytest.mark.parametrize("written", ["  export DATABASE_URL = ", ""])
+def test_a_variable_is_corrected_however_the_env_file_is_written(
+    written: str, demo: MakeDemo, tmp_path: Path
+) -> None:
+    made = demo("three-slash-url")
+    found = settings.load(app_dir=made.app_dir)
+    line = f"DATABASE_URL={found.database_url}\n"
+    text = made.env_file.read_text()
+    assert line in text
+    new = f"{written}{found.database_url}\n" if written else ""
+    made.env_file.write_text(text.replace(line, new).rstrip("\n"))
+    given = settings.load(app_dir=made.app_dir, database_url=found.database_url)
+    shell(troubleshoot.run(given, depth="quick").diagnoses[0].commands, tmp_path / "bin")
+    after = settings.load(app_dir=made.app_dir)
+    assert (after.database, after.database_meant) == (made.data_dir / "nescordbot.db", None)
+    assert after.volume_gb == found.volume_gb
+
+
+def test_who_has_the_database_open_is_named_by_the_process(demo: MakeDemo) -> None:
+    made = demo()
+    names = fixes.names(settings.load(app_dir=made.app_dir))
+    (locked,) = [cause for cause in CAUSES if cause.name == "locked"]
+    (line,) = [each for each in fixes.script(locked.fix, names) if each.startswith("ls ")]
+    with made.database.open("rb"):
+        shown = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert f"/proc/{os.getpid()}/fd/" in shown.stdout
 
 
 def test_what_the_bot_left_in_its_wal_meanwhile_is_moved_too(

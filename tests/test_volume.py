@@ -42,6 +42,11 @@ def test_a_probe_of_a_missing_directory_is_an_error(tmp_path: Path) -> None:
         volume.probe_write(tmp_path / "nowhere")
 
 
+def test_links_that_lead_in_a_circle_have_a_mount_too(tmp_path: Path) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    assert volume.mount_of(tmp_path / "circle" / "chromadb") == volume.mount_of(tmp_path)
+
+
 def test_the_mount_of_a_path_is_the_longest_one(tmp_path: Path) -> None:
     proc = volume.mount_of(Path("/proc/self"))
     assert proc
