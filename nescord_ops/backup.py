@@ -201,12 +201,15 @@ def _captured(
 ) -> tuple[Snapshot, tuple[Check, ...]]:
     """Capture both stores, again if the copy is damaged; return it with what was seen of it.
 
-    Damage that two copies show alike is the data's own. Raise CaptureError if they differ.
+    Damage that two copies show alike is the data's own. Raise CaptureError if they differ, and
+    VolumeError while the stores are being swapped: they may be of two moments.
     """
     damages: list[tuple[str, ...]] = []
     for _ in range(2):
         stack.close()  # the copy before, if there is one
+        swap.refuse_unfinished(settings)
         copy = stack.enter_context(capture(settings, say))
+        swap.refuse_unfinished(settings)
         if copy.problems:
             reason = "; ".join(copy.problems.values())
             hint = "nescord-ops verify says where the bot writes; nothing was stored"
@@ -217,8 +220,7 @@ def _captured(
         if not found or found in damages:
             return copy, seen
         damages.append(found)
-    names = ", ".join(dict.fromkeys(itertools.chain(*damages)))
-    text = f"two copies are damaged, each in another way: {names}"
+    text = f"two copies are damaged, each in another way: {', '.join({*damages[0], *damages[1]})}"
     raise CaptureError(text, "run it again, or with the bot stopped; nothing was stored")
 
 
@@ -334,10 +336,8 @@ def export(
     is whole or absent. Raise BackupError if it is there already, VolumeError without room.
     """
     backup = find(settings, backup_id)
-    name = (
-        f"nescordbot_backup_{backup.taken_at:{legacy.STAMP}}" if backup.kind == BOT else backup.id
-    )
-    target = directory.absolute() / name
+    stamped = f"nescordbot_backup_{backup.taken_at:{legacy.STAMP}}"
+    target = directory.absolute() / (stamped if backup.kind == BOT else backup.id)
     if os.path.lexists(target):
         raise BackupError(f"{target} is there already", "name another directory")
     if dry_run:

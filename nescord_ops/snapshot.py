@@ -81,10 +81,10 @@ def scratch(needed_bytes: int, where: Path | None = None) -> Iterator[Path]:
     """
     base = (where or Path(tempfile.gettempdir())).absolute()
     _sweep(base)
-    free = volume.space(base).free_bytes
-    if free < needed_bytes:
+    elsewhere = "name another directory" if where else "set TMPDIR to another directory"
+    if (free := volume.space(base).free_bytes) < needed_bytes:
         text = f"scratch space {base} has {free:,} bytes free and {needed_bytes:,} are needed"
-        raise CaptureError(text, "free some space there, or set TMPDIR to a directory with more")
+        raise CaptureError(text, f"free some space there, or {elsewhere}")
     root = base / f"{SCRATCH_PREFIX}{secrets.token_hex(8)}"
     with contextlib.ExitStack() as stack:
         stack.callback(_remove, root)  # before it is there: a signal may come at any moment
@@ -93,7 +93,7 @@ def scratch(needed_bytes: int, where: Path | None = None) -> Iterator[Path]:
             handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
             text = f"no scratch directory in {base}: {error.strerror}"
-            raise CaptureError(text, "set TMPDIR to a writable directory") from error
+            raise CaptureError(text, f"see that it takes writes, or {elsewhere}") from error
         stack.callback(os.close, handle)
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield root

@@ -287,6 +287,15 @@ def recover(settings: Settings, *, dry_run: bool = False) -> str:
     return text
 
 
+def refuse_unfinished(settings: Settings) -> None:
+    """Raise VolumeError between the stores' swaps, when they may be of two moments."""
+    note = settings.database.parent / INTENT
+    if os.path.lexists(note):
+        text = f"a restore or clean-up is at work, or was interrupted: {note}"
+        hint = "wait for its end; if it was killed, stop the bot and run the same command again"
+        raise VolumeError(text, hint)
+
+
 @contextlib.contextmanager
 def telling(recovered: str) -> Iterator[None]:
     """Let an error that comes after a recovery begin with what that was."""

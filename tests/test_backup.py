@@ -802,8 +802,9 @@ def test_what_is_none_of_the_bots_is_not_adopted(live: Settings, tmp_path: Path)
 def test_a_full_target_leaves_nothing_half_exported(live: Settings, tmp_path: Path) -> None:
     (identity,) = take(live)
     with small_disk(tmp_path / "small", 3) as small:
-        with pytest.raises(OpsError, match="bytes free"):
+        with pytest.raises(OpsError, match="bytes free") as caught:
             backup.export(live, identity, small)
+        assert caught.value.hint == "free some space there, or name another directory"
         assert list(small.iterdir()) == []
 
 

@@ -789,6 +789,34 @@ def test_an_interrupted_restore_waits_for_the_bot_to_stop(site: Site) -> None:
     assert "completed" in recover(site.settings)
 
 
+def test_no_backup_is_taken_between_the_swaps_of_both_stores(site: Site) -> None:
+    """One store is old and one new: a backup of that would be no moment's, and prune good ones."""
+    found, exchange = site.settings, swap._exchange
+
+    def half(each: swap.Swap) -> None:
+        if each.name == "database":
+            os.kill(os.getpid(), signal.SIGKILL)
+        exchange(each)
+
+    def work() -> None:
+        restore._proofs = lambda *_: []  # type: ignore[assignment]
+        swap._exchange = half
+        restore.run(found, site.backup)
+
+    def begin(text: str) -> None:
+        if text == "copying both stores":
+            note.write_text(said)
+
+    os.waitpid(in_child(work), 0)
+    note, before = found.database.parent / swap.INTENT, inventory.listing(found).backups
+    said = note.read_text()
+    for progress in (None, begin):
+        with pytest.raises(VolumeError, match="at work, or was interrupted"):
+            backup.create(found, keep=1, progress=progress)
+        note.unlink()
+    assert inventory.listing(found).backups == before
+
+
 def test_an_interrupted_restore_of_other_places_and_a_forged_note_are_left_alone(
     site: Site,
 ) -> None:
