@@ -89,8 +89,11 @@ def _run(arguments: Sequence[str] | None) -> int:
         _complain(call, str(error), error.hint)
         return error.exit_code
     except _UsageError as error:
-        if call.json:
-            _complain(call, error.format_message(), "nescord-ops --help")
+        name, hint = getattr(error, "option_name", ""), "nescord-ops --help"
+        if any(name in option.opts for option in typer.main.get_command(app).params):
+            hint = f"it goes before the command: nescord-ops {name} ..."
+        if call.json or "before" in hint:
+            _complain(call, error.format_message(), hint)
         else:
             error.show()
         return 2

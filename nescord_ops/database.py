@@ -37,6 +37,7 @@ _MACHINE_CODES = (
     *(sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL),
     sqlite3.SQLITE_CANTOPEN,
 )
+_SUPER = bytes.fromhex("d9d505f920a163d7")  # ends a journal that names a super-journal
 # What these say is about the path; all else is the machine's, or a lack of rights.
 _OF_THE_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 # integrity_check's words for a page that it could not have, with SQLite's code for why
@@ -77,6 +78,21 @@ def quote(name: str) -> str:
 def beside(path: Path, suffix: str) -> Path:
     """Given a database, return the path of its `-wal`, `-shm` or `-journal`."""
     return path.with_name(path.name + suffix)
+
+
+def names_another(path: Path) -> bool:
+    """Whether a database's `-journal` names another file, which SQLite deletes as it rolls back.
+
+    Source: sqlite.org/fileformat2.html#the_rollback_journal and pager.c, seen to happen.
+    """
+    try:
+        handle = os.open(beside(path, "-journal"), os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    try:
+        return os.pread(handle, 8, max(0, os.fstat(handle).st_size - 8)) == _SUPER
+    finally:
+        os.close(handle)
 
 
 def read_header(path: Path) -> Header:

@@ -14,6 +14,7 @@ import itertools
 import os
 import re
 import secrets
+import threading
 import tomllib
 import unicodedata
 from collections import Counter
@@ -138,7 +139,8 @@ def run(
     say = progress or (lambda _: None)
     default = Path(os.environ.get("NESCORD_OPS_REPORTS_DIR") or "reports", "fleet")
     out = (out or default).absolute()
-    _refuse(volumes, names, parameters or {}, out, keep, jobs)
+    limits = (timeout_seconds, deadline_seconds)
+    _refuse(volumes, names, parameters or {}, out, keep, jobs, *limits)
     began = (now or datetime.now(UTC)).astimezone(UTC)
     common: dict[str, Any] = {
         "notebooks": tuple(str(Path(n).absolute()) if n.endswith(".ipynb") else n for n in names),
@@ -232,6 +234,8 @@ def _refuse(
     out: Path,
     keep: int | None,
     jobs: int,
+    timeout_seconds: float,
+    deadline_seconds: float,
 ) -> None:
     """Raise ReportError for what cannot be meant."""
     if not volumes:
@@ -241,6 +245,9 @@ def _refuse(
     if own:
         hint = "write it into the fleet's file, volume by volume"
         raise ReportError(f"each volume has its own {', '.join(own)}", hint)
+    for what, seconds in (("timeout", timeout_seconds), ("deadline", deadline_seconds)):
+        if not 0 < seconds <= threading.TIMEOUT_MAX:
+            raise ReportError(f"{what} is {seconds}", f"name seconds: --{what} 600")
     for what, number in (("keep", keep), ("jobs", jobs)):
         if number is not None and number < 1:
             raise ReportError(f"{what} is {number}", f"the least is {what}=1")

@@ -61,7 +61,7 @@ def write(made: Fleet) -> None:
     """Put `fleet.json` and `index.html` in place, each at once."""
     out = made.index.parent
     texts = {
-        "fleet.json": json.dumps(made.to_dict(), ensure_ascii=False, indent=1) + "\n",
+        overlap.FLEET: json.dumps(made.to_dict(), ensure_ascii=False, indent=1) + "\n",
         "index.html": page(out, made.volumes, made.generated_at),
     }
     for name, text in texts.items():
@@ -73,7 +73,7 @@ def write(made: Fleet) -> None:
 def verdicts(out: Path) -> dict[str, str]:
     """The volumes' verdicts of the last run in a fleet's directory; none if none can be read."""
     try:
-        document = json.loads((out / "fleet.json").read_bytes())
+        document = json.loads((out / overlap.FLEET).read_bytes())
         return {each["name"]: Status(each["status"]).value for each in document["volumes"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -272,7 +272,7 @@ def is_number(value: object) -> bool:
 
 def _write(file: Path, run: RunRow, documents: Sequence[Mapping[str, Any]]) -> None:
     """Write one run. Its row in `runs` comes last: without that row nothing of it is seen."""
-    if file.is_symlink():
+    if file.is_symlink() or databases.names_another(file):
         raise _foreign()
     Database = memory.import_database()  # noqa: N806
     at = iso(run.generated_at)

@@ -33,6 +33,8 @@ from nescord_ops.stream import OTHER_HINT, DamagedError, Record
 
 __all__ = ["Copy", "Done", "OffsiteError", "check", "listing", "prune", "pull", "push"]
 
+_DRILLED = "a drill failed: "  # begins a fault that only another drill can find gone
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Done(Findings):
@@ -197,7 +199,10 @@ def check(
         raise copies.absent(place, backup_id)
     checks = [*_looked(settings, place, copy, secrets, known, progress or (lambda _: None))]
     bad = [c for status in (Status.FAIL, Status.UNKNOWN) for c in checks if c.status is status]
-    fault = bad[0].summary if bad and bad[0].status is Status.FAIL else ""
+    fault = copy.fault if bad else ""
+    if bad and bad[0].status is Status.FAIL:
+        told = "" if bad[0].name == "offsite.stream" else _DRILLED
+        fault = f"{told}{bad[0].summary}"
     proven = None if fault else copy.proven_at
     if (secrets or not copy.encrypted) and not bad:
         proven = at
@@ -237,6 +242,10 @@ def _looked(
     except DamagedError as error:
         yield fail("offsite.stream", f"{error}", error.hint)
     else:
+        if copy.fault.startswith(_DRILLED) and copy.encrypted and not secrets:
+            hint = "drill it again, with --identity FILE; or push it again"
+            yield fail("offsite.stream", copy.fault, f"{hint}: nescord-ops offsite push {copy.id}")
+            return
         text = f"all {show.size(copy.stream_bytes)} are as they were pushed"
         yield ok("offsite.stream", text, value=copy.stream_bytes, unit="bytes")
 

@@ -20,6 +20,7 @@ from nescord_ops import show
 from nescord_ops.errors import ReportError
 
 BUILDING = ".building-"
+FLEET = "fleet.json"  # lies where a fleet's index is, and no single report may
 _NAME = re.compile(rf"{re.escape(BUILDING)}(\d{{8}}T\d{{6}}Z)-(\d+)")
 
 

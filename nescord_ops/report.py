@@ -24,6 +24,7 @@ from nescord_ops import (
     checks,
     compare,
     memory,
+    overlap,
     publish,
     render,
     snapshot,
@@ -130,6 +131,9 @@ def run(
         found = None if demo else _volume(notebooks, options)
         default = Path(os.environ.get("NESCORD_OPS_REPORTS_DIR") or "reports")
         target = (out or (found.reports_dir if found else default)).absolute()
+        if (target / overlap.FLEET).exists():
+            text = f"{target} holds the reports of a fleet, and would lose its index"
+            raise ReportError(text, "name another directory with --out")
         place = _place(found) if found else {}
         began = (now or datetime.now(UTC)).astimezone(UTC)
         building = stack.enter_context(publish.building(target, began))

@@ -48,7 +48,6 @@ ROLLBACK_LIMIT_SECONDS = 3.0  # the bot gives up on a locked database after 5 s 
 _STEP_PAGES = 2000
 _COPY_BYTES = 1 << 24
 _SUFFIXES = ("", "-wal", "-journal")
-_SUPER = bytes.fromhex("d9d505f920a163d7")  # ends a journal that names a super-journal
 
 Progress = Callable[[str], None]
 Stats = dict[Path, tuple[int, int, int]]
@@ -300,12 +299,9 @@ def absorb_journal(copy: Path) -> None:
 
     Raise CaptureError for a journal that names another file: SQLite would delete that one.
     """
-    journal = database.beside(copy, "-journal")
-    with contextlib.suppress(FileNotFoundError), journal.open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - len(_SUPER)))
-        if file.read() == _SUPER:
-            text = f"the journal of {copy.name} names another file, which SQLite would delete"
-            raise CaptureError(text, "see who wrote it: the bot makes no such journal")
+    if database.names_another(copy):
+        text = f"the journal of {copy.name} names another file, which SQLite would delete"
+        raise CaptureError(text, "see who wrote it: the bot makes no such journal")
     if any(database.beside(copy, suffix).exists() for suffix in _SUFFIXES[1:]):
         with contextlib.closing(sqlite3.connect(copy, isolation_level=None)) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

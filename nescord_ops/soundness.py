@@ -17,6 +17,7 @@ from nescord_ops.stores import Stores
 
 BLOAT_BYTES = 64 << 20
 RESTORE = f"stop the bot and {RESTORE_PROVEN}"
+TABLES = {"collections", "segments", "embeddings"}
 VECTORS = ("vector is", "vectors are")
 
 
@@ -47,8 +48,8 @@ def chroma_file(root: Path) -> Iterator[Check]:
     """The copy of `chroma.sqlite3` as SQLite sees it, and whether it is Chroma's at all."""
     with database.open_copy(root / chroma.DATABASE) as connection:
         wrong = database.integrity(connection)
-        missing = {"collections", "segments", "embeddings"} - database.table_names(connection)
-    if missing and not wrong:
+        tables = TABLES if wrong else database.table_names(connection)
+    if missing := TABLES - tables:
         yield fail(
             "chroma.integrity",
             f"{chroma.DATABASE} has no table {', '.join(sorted(missing))}: not a Chroma store",

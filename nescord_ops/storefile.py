@@ -136,6 +136,9 @@ def open_store(
             _create(path)
         if path.stat().st_size == 0:
             raise StoreError(f"{path} is empty: its content was lost", _LOST)
+        if database.names_another(path):
+            text = f"the journal of {path} names another file, which SQLite would delete"
+            raise StoreError(text, "see who wrote it; without it: nescord-ops backup check")
         connection = sqlite3.connect(
             database.uri(path, "mode=rw"), uri=True, isolation_level=None, timeout=busy_seconds
         )

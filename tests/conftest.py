@@ -6,6 +6,9 @@ import dataclasses
 import html.parser
 import os
 import shutil
+import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,6 +63,24 @@ def demo(base_demo: Demo, tmp_path: Path) -> MakeDemo:
         return made
 
     return make
+
+
+def leave_journal(file: Path, change: str, named: Path) -> None:
+    """Kill a process amid a change of a database, and let the journal name another file.
+
+    SQLite removes the super-journal that a hot journal names, whatever file that is.
+    """
+    code = (
+        "import os, sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        "c.execute('PRAGMA cache_size=5'); c.execute('BEGIN IMMEDIATE');"
+        "c.execute(sys.argv[2]); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(file), change], check=True)
+    name = os.fsencode(named)
+    with file.with_name(f"{file.name}-journal").open("ab") as journal:
+        journal.write(struct.pack(">I", (1 << 30) // 4096 + 1) + name)
+        journal.write(struct.pack(">II", len(name), sum(name)))
+        journal.write(bytes.fromhex("d9d505f920a163d7"))
 
 
 class Tags(html.parser.HTMLParser):

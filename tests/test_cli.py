@@ -64,6 +64,13 @@ def test_quick_verification_imports_neither_chromadb_nor_pandas(volume: str) -> 
     assert not {"chromadb", "pandas", "matplotlib"} & set(done.stdout.split("MODULES ")[1].split())
 
 
+def test_an_option_in_the_wrong_place_is_said_to_belong_before_the_command() -> None:
+    done = run("verify", "--app-dir", "/x")
+    assert done.returncode == 2
+    assert "goes before the command: nescord-ops --app-dir" in done.stderr
+    assert "before" not in run("verify", "--ap").stderr
+
+
 def test_every_command_has_a_sentence_of_help() -> None:
     for command in cli.app.registered_commands:
         assert command.callback

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import pickle
 import re
@@ -26,7 +27,7 @@ from test_marks import leaks
 from test_page import browser, faults_of
 from test_report import FAILING, FOUND, Tags, alive, make, wait_for
 
-from nescord_ops import cli, fleet, fleet_index, history, member, publish
+from nescord_ops import cli, fleet, fleet_index, history, member, publish, report
 from nescord_ops.checks import Status
 from nescord_ops.errors import ReportError
 from nescord_ops.member import Outcome, Task
@@ -264,6 +265,8 @@ def test_paths_are_found_from_the_file(tmp_path: Path, monkeypatch: pytest.Monke
         ({"parameters": {"app_dir": "/x"}}, "each volume has its own app_dir"),
         ({"keep": 0}, "keep is 0"),
         ({"jobs": 0}, "jobs is 0"),
+        ({"deadline_seconds": math.nan}, "deadline is nan"),
+        ({"timeout_seconds": 0}, "timeout is 0"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, given: dict[str, Any], said: str) -> None:
@@ -281,6 +284,14 @@ def test_the_index_of_a_single_volume_is_not_overwritten(tmp_path: Path) -> None
     with pytest.raises(ReportError, match="holds the reports of a single volume"):
         fleet.run([fleet.Volume("a", {"app_dir": "/x"})], out=tmp_path)
     assert (tmp_path / "index.html").read_text() == "of one volume"
+
+
+def test_the_index_of_a_fleet_is_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "fleet.json").write_text("{}")
+    with pytest.raises(ReportError, match="holds the reports of a fleet") as caught:
+        report.run(["cost"], out=tmp_path, demo=True)
+    assert "--out" in caught.value.hint
+    assert [path.name for path in tmp_path.iterdir()] == ["fleet.json"]
 
 
 @pytest.mark.parametrize(

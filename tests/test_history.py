@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import leave_journal
 
 from nescord_ops import history, show
 from nescord_ops.history import PageRow, RunRow
@@ -125,12 +126,21 @@ def foreign(file: Path) -> None:
         connection.execute("CREATE TABLE runs (theirs)")
 
 
+def journalled(file: Path) -> None:
+    """Writing to it would remove the file of the run before."""
+    mine = file.with_name("mine")
+    mine.write_bytes(b"precious\0")
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE TABLE more AS SELECT hex(zeroblob(90000)) AS text")
+    leave_journal(file, "UPDATE more SET text = hex(randomblob(90000))", mine)
+
+
 def newer(file: Path) -> None:
     with sqlite3.connect(file) as connection:
         connection.execute("PRAGMA user_version = 999")
 
 
-@pytest.mark.parametrize("damage", [corrupt, truncated, text, foreign, newer])
+@pytest.mark.parametrize("damage", [corrupt, truncated, text, foreign, journalled, newer])
 def test_a_file_that_is_damaged_or_not_ours_reads_as_empty_and_is_put_aside(
     tmp_path: Path, damage: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -147,6 +157,7 @@ def test_a_file_that_is_damaged_or_not_ours_reads_as_empty_and_is_put_aside(
     assert [row.stamp for row in history.runs(tmp_path)] == [run_row(1).stamp]
     aside = tmp_path / f"{history.FILE_NAME}.damaged-{run_row(1).stamp}"
     assert aside.read_bytes() == before, "nothing of it is lost"
+    assert damage is not journalled or (tmp_path / "mine").exists()
 
 
 def test_a_locked_history_is_waited_for_and_never_put_aside(

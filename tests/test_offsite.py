@@ -191,6 +191,22 @@ def test_a_failed_drill_is_not_forgotten_by_pushing_and_pulling(site: Site, tmp_
     assert not backup.find(new, ID).good
 
 
+def test_what_a_drill_found_is_not_forgotten_by_a_check_of_the_bytes(site: Site) -> None:
+    with store.open_store(site.settings.backup_dir / "store.sqlite3") as opened:
+        (generation,) = store.generations(opened)
+        rows = {**generation.evidence["rows"], "knowledge_notes": 61}
+        store.note(opened, ID, {"rows": rows})
+    offsite.push(site.settings, ID)
+    drilled = offsite.check(site.settings, ID, identity=site.key)
+    assert drilled.status is Status.FAIL
+    fault = offsite.listing(site.settings)[0].fault
+    assert fault.startswith("a drill failed: ")
+    for _ in range(2):
+        assert offsite.check(site.settings, ID).status is Status.FAIL
+        assert offsite.listing(site.settings)[0].fault == fault
+    assert offsite.push(site.settings, ID).copies[0].fault == "", "pushed anew"
+
+
 def test_an_old_copy_that_is_pulled_is_not_the_newest_backup(site: Site, tmp_path: Path) -> None:
     offsite.push(site.settings, ID)
     new = dataclasses.replace(site.settings, backup_dir=tmp_path / "other")

@@ -7,7 +7,6 @@ import fcntl
 import os
 import shutil
 import sqlite3
-import struct
 import subprocess
 import sys
 import textwrap
@@ -18,7 +17,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from conftest import MakeDemo
+from conftest import MakeDemo, leave_journal
 
 from nescord_ops import chroma, database, settings, snapshot, stores, volume
 from nescord_ops.checks import Status
@@ -187,21 +186,10 @@ def test_a_hot_journal_is_rolled_back_in_the_copy_only(demo: MakeDemo) -> None:
 def test_a_journal_that_names_another_file_has_it_not_deleted(
     demo: MakeDemo, tmp_path: Path
 ) -> None:
-    """SQLite removes the super-journal that a hot journal names, whatever file that is."""
-    made = demo()
-    file, mine = made.chroma_dir / chroma.DATABASE, tmp_path / "mine"
+    made, mine = demo(), tmp_path / "mine"
     mine.write_bytes(b"precious\0")
-    name, magic = os.fsencode(mine), bytes.fromhex("d9d505f920a163d7")
-    code = (
-        "import os, sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
-        "c.execute('PRAGMA cache_size=5'); c.execute('BEGIN IMMEDIATE');"
-        "c.execute('UPDATE embedding_metadata SET string_value = string_value || 1');"
-        "os._exit(0)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(file)], check=True)
-    with database.beside(file, "-journal").open("ab") as journal:
-        journal.write(struct.pack(">I", (1 << 30) // 4096 + 1) + name)
-        journal.write(struct.pack(">II", len(name), sum(name)) + magic)
+    change = "UPDATE embedding_metadata SET string_value = string_value || 1"
+    leave_journal(made.chroma_dir / chroma.DATABASE, change, mine)
     with pytest.raises(CaptureError, match="names another file"), capture(made.app_dir):
         pass
     assert mine.exists()

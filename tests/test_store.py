@@ -23,10 +23,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from conftest import leave_journal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nescord_ops import pages, readback, store, storefile
+from nescord_ops import database, pages, readback, store, storefile
 from nescord_ops.errors import StoreError
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -324,6 +325,17 @@ def test_evidence_that_could_not_be_read_back_is_not_stored(kept: Path, tmp_path
         put(kept, "c", tmp_path / "a", rows="x" * (5 << 20))
     assert ids(kept) == ["a", "b"]
     assert damage(kept) == []
+
+
+def test_a_journal_that_names_another_file_has_it_not_deleted(kept: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"precious\0")
+    leave_journal(kept, "UPDATE page SET data = CAST(data || 'x' AS BLOB)", mine)
+    with pytest.raises(StoreError, match="names another file"):
+        ids(kept)
+    assert mine.exists()
+    database.beside(kept, "-journal").rename(tmp_path / "seen")
+    assert (tmp_path / "seen").stat().st_size > 1000, "there was something to roll back"
 
 
 def test_the_files_are_for_their_owner_only(tmp_path: Path) -> None:
