@@ -310,12 +310,15 @@ def _request(url: str, body: bytes | None = None) -> bytes:
                 break
             with contextlib.suppress(TypeError, ValueError):
                 pause = max(pause, float(error.headers["Retry-After"]))
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException) as error:
             cause = getattr(error, "reason", None)  # which may be text
             cause = cause if isinstance(cause, Exception) else error
             slow = isinstance(cause, TimeoutError)
             said = f"no answer in {TRY_SECONDS:g} s" if slow else getattr(cause, "strerror", "")
             reason = said or type(cause).__name__
+        except ValueError as error:  # an address that cannot be sent
+            reason = type(error).__name__
+            break
         if attempt < TRIES:
             time.sleep(min(pause, _PAUSE_SECONDS))
     raise _Undelivered(reason)
