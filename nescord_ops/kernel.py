@@ -62,7 +62,8 @@ class Nursery:
             env={**os.environ, "MALLOC_ARENA_MAX": "1"},  # Chroma's threads: 4 MB less
         )
         self._lock = threading.Lock()
-        self._send({"path": sys.path, "modules": [*NEEDED, *(() if sparing else USUAL)]})
+        with contextlib.suppress(BrokenPipeError):  # it was killed: who asks for a kernel is told
+            self._send({"path": sys.path, "modules": [*NEEDED, *(() if sparing else USUAL)]})
 
     def fork(self, connection_file: str, environment: Mapping[str, str]) -> int:
         """Start a kernel and return its process id, which is its group's too."""

@@ -206,7 +206,7 @@ def test_where_a_store_is_gone_the_cause_stands_alone_and_the_rest_is_behind_it(
     assert "could not be looked at" not in todo
     assert re.search(r"<summary>\d\d checks could not be made", above)
     assert above.count("could not be looked at") == 1, "one line, with the names in it"
-    assert f"nescord-ops --app-dir {made.app_dir} verify</code>" in above
+    assert f"</span> {made.app_dir} verify</code>" in above
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -409,6 +409,17 @@ def test_runs_of_one_second_keep_apart_and_old_ones_go(tmp_path: Path) -> None:
     assert not list(out.glob(".*")), "nothing is left of the building"
 
 
+def test_what_starts_kernels_may_be_killed_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pipe breaks while it is written to, which is not that whoever read us has gone."""
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    monkeypatch.setattr(sys, "path", [*sys.path, "x" * 200_000])  # more than a pipe holds
+    run = report.run([make(tmp_path / "n.ipynb", "1")], out=tmp_path / "reports")
+    assert run.exit_code == 2
+    assert "Broken pipe" in run.pages[0].html.read_text()
+
+
 @pytest.mark.usefixtures("quick")
 def test_a_lost_history_is_read_back_from_the_runs(tmp_path: Path) -> None:
     name = make(tmp_path / "n.ipynb", "1")
@@ -530,7 +541,8 @@ def test_a_demo_is_reported_on_marked_and_removed(
     assert (run.status, run.demo) == (Status.OK, True)
     page = run.pages[0].html.read_text()
     assert f'{settings.SAMPLE_GONE}</p>\n<pre class="command"' in page
-    typed = re.findall(r"nescord-ops (?:demo|--app-dir \S+) \w+", page)
+    text = re.sub("</?span>", "", page)
+    typed = re.findall(r"nescord-ops (?:demo|--app-dir \S+) \w+", text)
     shown = [f"nescord-ops --app-dir sample {word}" for word in ("backup", "story")]
     assert typed == [settings.SAMPLE_AGAIN, *shown]
     database = Path(json.loads(run.pages[0].json.read_text())["settings"]["database"])
