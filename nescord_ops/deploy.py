@@ -315,7 +315,8 @@ def _security(site: Site, settings: Settings) -> Iterator[Check]:
         if place.kind == "directory":
             yield places.mode(f"security.{name}", place)
         else:
-            yield unknown(f"security.{name}", f"{path} is not here", expected=True)
+            seen = "may not be looked at" if place.kind == "denied" else "is not here"
+            yield unknown(f"security.{name}", f"{path} {seen}", expected=True)
     yield _user(site)
 
 

@@ -5,6 +5,7 @@ Live paths are only stat-ed, but for a write probe that removes itself.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -98,8 +99,9 @@ def stray_databases(settings: Settings) -> list[Path]:
         settings.app_dir / settings.app_dir.name / "data" / wanted.name,
     ]
     for directory in {used.parent, wanted.parent}:
-        if directory.is_dir() and os.access(directory, os.R_OK | os.X_OK):
-            candidates += sorted(directory.glob(f"{wanted.name.split('?')[0]}[?]*"))
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            begin = f"{wanted.name.split('?')[0]}?"
+            candidates += [p for p in directory.iterdir() if p.name.startswith(begin)]
     # The same file may have two paths, by `..` or a link: it is never its own stray.
     return sorted(
         {

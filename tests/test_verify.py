@@ -479,6 +479,20 @@ def test_without_root_the_modes_are_what_counts(demo: MakeDemo) -> None:
     assert seen["location.strays"] == "unknown", "where nobody may look there may be one"
 
 
+def test_a_volume_that_may_not_be_searched_is_a_cause_with_a_fix(demo: MakeDemo) -> None:
+    made = demo()
+    made.database.parent.chmod(0o600)
+    plain = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search", sys.executable)
+    for command, failed in (("verify", "access.volume"), ("troubleshoot", "cause.no-permission")):
+        words = ("-m", "nescord_ops", "--json", "--app-dir", str(made.app_dir), command)
+        done = subprocess.run([*plain, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 1, done.stderr
+        seen = {check["name"]: check["status"] for check in json.loads(done.stdout)["checks"]}
+        assert seen[failed] == "fail"
+        assert "database.integrity" not in seen or seen["database.integrity"] == "unknown"
+    assert "chmod u+rwx" in done.stdout
+
+
 def test_a_copy_that_cannot_be_examined_has_each_check_once(demo: MakeDemo) -> None:
     code = (
         "import json, resource, sys; from nescord_ops import settings, verify;"
