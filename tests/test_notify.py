@@ -225,7 +225,7 @@ def test_what_does_not_arrive_is_a_line_in_time_without_the_address(
 def test_an_address_that_cannot_be_sent_says_so() -> None:
     began = time.monotonic()
     (line,) = notify.outlets([], "http://127.0.0.1:9/\u00fc").tell(message())
-    assert time.monotonic() - began < 1, "and is not tried again"
+    assert time.monotonic() - began < 2.5, "and is not tried again, which takes three"
     assert line == "ping (127.0.0.1) was not delivered: UnicodeEncodeError"
 
 
