@@ -41,7 +41,8 @@ def create(
     The oldest `vectors` notes (default: all) are in Chroma, the others are backlog. `note_bytes`
     is the average size of a note's text in UTF-8. Everything but the ids that Chroma draws follows
     from the arguments. Raise VolumeError if the directory is not empty or cannot be written,
-    SettingsError for an unknown fault, one that nothing is there for, or a number out of range.
+    SettingsError for an unknown fault, one that nothing is there for, or a number out of range;
+    then the directory is empty.
     """
     unknown = [name for name in faults if name not in FAULTS]
     if unknown:
@@ -60,14 +61,24 @@ def create(
         now=now or datetime.now(UTC),
         seed=seed,
     )
-    try:
-        sample.build(demo, backups=backups)
-        for name in faults:
-            FAULTS[name].plant(demo)
-    except (OSError, sqlite3.Error) as error:
-        hint = "see that there is room, remove it, and make another one"
-        raise VolumeError(f"{directory} cannot be written: {error}", hint) from error
+    with contextlib.ExitStack() as undo:
+        undo.callback(_clear, demo.app_dir)
+        try:
+            sample.build(demo, backups=backups)
+            for name in faults:
+                FAULTS[name].plant(demo)
+        except (OSError, sqlite3.Error) as error:
+            hint = "see that there is room, and make it again"
+            raise VolumeError(f"{directory} cannot be written: {error}", hint) from error
+        undo.pop_all()
     return demo
+
+
+def _clear(directory: Path) -> None:
+    """Remove what was made in a directory that was empty."""
+    with contextlib.suppress(OSError):
+        for entry in directory.iterdir():
+            remove_tree(entry)
 
 
 @contextlib.contextmanager

@@ -267,9 +267,7 @@ def _first(found: Iterable[Any]) -> Any:
     """The first of what a fault is planted on; raise SettingsError if there is none."""
     for each in found:
         return each
-    hint = (
-        "remove what was made, and make another one with more --vectors, or with this fault first"
-    )
+    hint = "make one with more --vectors, or with this fault first"
     raise SettingsError("no vector is there to plant the fault on", hint)
 
 

@@ -345,3 +345,6 @@ def test_a_fault_that_nothing_is_there_for_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(SettingsError, match="no vector is there"):
             FAULTS[name].plant(made)
+    with pytest.raises(SettingsError, match="no vector is there"):
+        demos.create(tmp_path / "b", notes=3, vectors=0, faults=["stale-vector"], backups=False)
+    assert list((tmp_path / "b").iterdir()) == []
