@@ -185,14 +185,16 @@ def check(
     """Read a copy back, all of it, and compare it with its JSON and with what was pushed.
 
     With the `identity` file, also drill it: restore it into scratch space and look at everything.
-    The outcome is kept with the copy and with the generation in the store. Raise an OpsError if
-    there is no such copy, if the place fails, or if it is not encrypted to this identity.
+    The outcome is kept with the copy and with the generation in the store, if that can be read, as
+    a copy is wanted most when the store is lost. Raise an OpsError if there is no such copy, if the
+    place fails, or if it is not encrypted to this identity.
     """
     started = time.monotonic()
     at = now or datetime.now(UTC)
     secrets = keys.identities(identity) if identity else None
     place = remote.connect(url or settings.offsite_url)
-    known = _known(settings, backup_id)
+    ours = inventory.listing(settings)
+    known = next((backup for backup in ours.generations if backup.id == backup_id), None)
     copy = copies.find(place, backup_id)
     if copy is None:
         list(_forget(settings, place, {backup_id}))  # not written down, it is as it was before
@@ -215,6 +217,9 @@ def check(
             checks.append(warn("offsite.noted", text, error.hint))
     if known:
         checks += _keep(known, place, copy)
+    elif ours.problem:
+        text = f"whether it is what was pushed is not compared: {ours.problem}"
+        checks.append(warn("offsite.compared", text, ours.hint))
     return Done(settings, tuple(checks), (copy,), time.monotonic() - started)
 
 
@@ -250,14 +255,6 @@ def _looked(
         yield ok("offsite.stream", text, value=copy.stream_bytes, unit="bytes")
 
 
-def _known(settings: Settings, identity: str) -> Backup | None:
-    """The generation of that id in the store, if any. Raise BackupError if it cannot be read."""
-    found = inventory.listing(settings)
-    if found.problem:
-        raise BackupError(found.problem, found.hint)
-    return next((backup for backup in found.generations if backup.id == identity), None)
-
-
 def _as_backup(settings: Settings, record: Record) -> Backup:
     """What a copy would be in the store."""
     facts = (record.taken_at, tuple(record.evidence["stores"]), record.size_bytes, None, "")
@@ -284,9 +281,13 @@ def pull(
     target = to and to.absolute()
     if target and os.path.lexists(target):
         raise VolumeError(f"{target} is there already", "name a new directory")
-    if target is None and _known(settings, backup_id):
-        hint = f"nescord-ops restore {backup_id}, or pull it with --to DIR"
-        raise BackupError(f"{backup_id} is in the store already", hint)
+    if target is None:
+        ours = inventory.listing(settings)
+        if ours.problem:
+            raise BackupError(ours.problem, ours.hint)
+        if any(backup.id == backup_id for backup in ours.generations):
+            hint = f"nescord-ops restore {backup_id}, or pull it with --to DIR"
+            raise BackupError(f"{backup_id} is in the store already", hint)
     secrets = keys.identities(identity) if identity else None
     place = remote.connect(url or settings.offsite_url)
     copy = copies.find(place, backup_id)

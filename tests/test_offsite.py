@@ -207,6 +207,19 @@ def test_what_a_drill_found_is_not_forgotten_by_a_check_of_the_bytes(site: Site)
     assert offsite.push(site.settings, ID).copies[0].fault == "", "pushed anew"
 
 
+def test_a_copy_is_checked_where_the_store_is_damaged(site: Site, tmp_path: Path) -> None:
+    offsite.push(site.settings, ID)
+    (site.settings.backup_dir / "store.sqlite3").write_bytes(b"no store any more" * 1000)
+    for identity in (None, site.key):
+        found = {c.name: c for c in offsite.check(site.settings, ID, identity=identity).checks}
+        assert found["offsite.stream"].status is Status.OK
+        assert found["offsite.compared"].status is Status.WARN
+    assert "damaged or no store" in found["offsite.compared"].summary
+    with pytest.raises(OpsError, match="damaged or no store"):
+        offsite.pull(site.settings, ID, identity=site.key)
+    offsite.pull(site.settings, ID, identity=site.key, to=tmp_path / "to")
+
+
 def test_an_old_copy_that_is_pulled_is_not_the_newest_backup(site: Site, tmp_path: Path) -> None:
     offsite.push(site.settings, ID)
     new = dataclasses.replace(site.settings, backup_dir=tmp_path / "other")
