@@ -120,6 +120,13 @@ CAUSES = (
         {}, ("{move_database}",),
     ),
     Cause(
+        "interrupted-swap", ("database", "vectors"),
+        "a restore or clean-up was interrupted, or is at work: the stores may be of two moments",
+        (Sign("location.swap", 5),), {},
+        ("{stop}", "# run the command that was interrupted again: it says what becomes of it",
+         "{start}"),
+    ),
+    Cause(
         "off-volume", ("mount", "vectors"), "data lies off the volume and is lost at a deploy",
         (Sign("location.database", 3), Sign("location.chroma", 5)),
         {}, ("{move_stores}",),

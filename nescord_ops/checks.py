@@ -229,6 +229,7 @@ _DANGERS = (
     ("stores.", "", "vectors are lost"),
     ("access.chroma", ABSENT, "Chroma's store is not where the bot looks for it"),
     ("access.chroma access.volume", "", "the bot cannot write to it"),
+    ("location.swap", "", "a restore was interrupted, and the stores may be of two moments"),
     ("location.volume location.database location.chroma", "",
      "it lies where a deploy may delete it"),
     ("location.", "", "DATABASE_URL leads the bot to the wrong file"),

@@ -25,10 +25,11 @@ from nescord_ops import (
     places,
     room,
     show,
+    swap,
 )
 from nescord_ops.checks import RESTORE_PROVEN, Check, Findings, Status, fail, ok, unknown, warn
 from nescord_ops.doubt import guarded, suspects, unreadable, withdrawn
-from nescord_ops.errors import CaptureError, OpsError, SettingsError, UnreadError
+from nescord_ops.errors import CaptureError, OpsError, SettingsError, UnreadError, VolumeError
 from nescord_ops.settings import Depth, Settings
 from nescord_ops.snapshot import Snapshot, capture
 
@@ -297,6 +298,10 @@ def _capture_checks(snapshot: Snapshot) -> Iterator[Check]:
 def _shallow(settings: Settings, now: datetime) -> Iterator[Check]:
     """The checks that need no copy."""
     yield places.url(settings)
+    try:
+        swap.refuse_unfinished(settings)
+    except VolumeError as error:
+        yield fail("location.swap", f"{error}", error.hint)
     yield from places.locations(settings)
     yield places.strays(settings)
     yield from places.access(settings)

@@ -21,7 +21,18 @@ from typing import Any
 
 import pytest
 
-from nescord_ops import backup, database, holders, inventory, proof, restore, settings, swap
+from nescord_ops import (
+    backup,
+    database,
+    holders,
+    inventory,
+    proof,
+    restore,
+    settings,
+    swap,
+    troubleshoot,
+    verify,
+)
 from nescord_ops.checks import Check, Status
 from nescord_ops.demo import Demo
 from nescord_ops.errors import BackupError, OpsError, VolumeError
@@ -810,6 +821,11 @@ def test_no_backup_is_taken_between_the_swaps_of_both_stores(site: Site) -> None
     os.waitpid(in_child(work), 0)
     note, before = found.database.parent / swap.INTENT, inventory.listing(found).backups
     said = note.read_text()
+    seen = verify.run(found, depth="quick")
+    assert {check.name: check.status for check in seen.checks}["location.swap"] is Status.FAIL
+    assert "a restore was interrupted" in seen.headline
+    causes = troubleshoot.run(found, depth="quick").diagnoses
+    assert "interrupted-swap" in {cause.name for cause in causes}
     for progress in (None, begin):
         with pytest.raises(VolumeError, match="at work, or was interrupted"):
             backup.create(found, keep=1, progress=progress)
