@@ -59,6 +59,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         code = _run(arguments)
     except OSError:  # nobody can be told what went wrong
         code = 2
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream and not stream.closed:
+                stream.flush()
+        except OSError:  # Python would try again, and exit with a code of its own
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if interrupts.arrived() and code != INTERRUPTED:  # it came too late, or its exception was lost
         typer.echo("Error: interrupted", err=True)
         return INTERRUPTED

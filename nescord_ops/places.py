@@ -6,6 +6,7 @@ Live paths are only stat-ed, but for a write probe that removes itself.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -108,11 +109,21 @@ def stray_databases(settings: Settings) -> list[Path]:
             path
             for path in {os.path.realpath(path): path for path in candidates}.values()
             if path != used
-            and path.is_file()
+            and _is_file(path)
             and not (used.exists() and path.samefile(used))
             and not path.name.endswith(("-wal", "-shm", "-journal"))
         }
     )
+
+
+def _is_file(path: Path) -> bool:
+    """As Path.is_file, but raise OSError where nobody may look: newer Pythons say no."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return False
+        raise
 
 
 def access(settings: Settings) -> Iterator[Check]:

@@ -1241,7 +1241,8 @@ def test_a_forged_tar_cannot_take_the_memory(site: Site, tmp_path: Path) -> None
     endless.name = f"{ID}.record.json"
     header = info.tobuf() + size.ljust(512, b"\0")
     forge(site, [], header + endless.tobuf(tarfile.GNU_FORMAT))
-    assert "in the middle" in str(refused(site, tmp_path, "no `tar"))
+    said = str(refused(site, tmp_path, "no `tar"))
+    assert re.search("in the middle|unexpected end of data", said)  # newer Pythons see it first
     forge(site, [], member("x", tarfile.XHDTYPE).tobuf() * 2000)
     assert "recursion" in str(refused(site, tmp_path, "no `tar"))
 
