@@ -1039,6 +1039,7 @@ def survive(
     assert outcomes.count("pull ok")
 
 
+@pytest.mark.slow
 def test_a_bad_network_costs_time_and_nothing_else(
     site: Site, in_bucket: Settings, s3: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

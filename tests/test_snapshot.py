@@ -105,7 +105,7 @@ def test_both_stores_are_of_one_moment(demo: MakeDemo) -> None:
     thread.start()
     try:
         assert begun.wait(60)
-        for _ in range(3):
+        for _ in range(2):
             with snapshot.capture(found) as taken:
                 assert taken.database
                 assert taken.chroma

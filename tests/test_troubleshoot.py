@@ -137,7 +137,10 @@ def backed_up(base_demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Demo
 
 
 # their fix is that of lost vectors, or `clean`, which has tests of its own
-ALIKE = ("leaked-deletion", "orphan-segment", "torn-copy", "truncated-pickle", "wrong-dimension")
+ALIKE = (
+    *("leaked-deletion", "orphan-segment", "orphan-sync-row", "stale-vector"),
+    *("torn-copy", "truncated-pickle", "wrong-dimension"),
+)
 
 
 @pytest.mark.parametrize(
