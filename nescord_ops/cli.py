@@ -84,10 +84,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             _complain(call, "interrupted")
         typer.echo(nl=False)  # empties stdout, if there is one
     except (BrokenPipeError, SystemExit):
-        # Whoever read us has gone; click answers that with an exit code of 1, which is taken
-        # here. Python would complain again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 2
+        return 2  # whoever read us has gone; click's answer to that is an exit code of 1
     except (KeyboardInterrupt, typer.Abort):
         _complain(call, "interrupted")
         return INTERRUPTED
@@ -95,11 +92,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         _complain(call, str(error), error.hint)
         return error.exit_code
     except _UsageError as error:
-        name, hint = getattr(error, "option_name", ""), "nescord-ops --help"
+        name = getattr(error, "option_name", "")
         if any(name in option.opts for option in typer.main.get_command(app).params):
             hint = f"it goes before the command: nescord-ops {name} ..."
-        if call.json or "before" in hint:
             _complain(call, error.format_message(), hint)
+        elif call.json:
+            _complain(call, error.format_message(), "nescord-ops --help")
         else:
             error.show()
         return 2

@@ -18,7 +18,7 @@ from nescord_ops.errors import SettingsError, VolumeError
 from nescord_ops.faults import FAULTS
 from nescord_ops.sample import Demo
 from nescord_ops.settings import OF_A_VOLUME
-from nescord_ops.volume import claim, remove_tree
+from nescord_ops.volume import claim, clear, remove_tree
 
 __all__ = ["Demo", "create", "only_sample", "temporary"]
 
@@ -77,8 +77,7 @@ def create(
 def _clear(directory: Path) -> None:
     """Remove what was made in a directory that was empty."""
     with contextlib.suppress(OSError):
-        for entry in directory.iterdir():
-            remove_tree(entry)
+        clear(directory)
 
 
 @contextlib.contextmanager

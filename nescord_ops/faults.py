@@ -18,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from nescord_ops import chroma_build, sample
+from nescord_ops import chroma_build, sample, volume
 from nescord_ops.errors import CaptureError, SettingsError
 from nescord_ops.sample import Demo
 
@@ -66,7 +66,7 @@ def query_string_file(demo: Demo) -> None:
 
 def wrong_dimension(demo: Demo) -> None:
     """Let the bot's own check poison an empty store: every later write of 768 numbers fails."""
-    _empty(demo.chroma_dir)
+    volume.clear(demo.chroma_dir)
     chroma_build.run(demo.chroma_dir, "poison", seed=demo.seed)
     error = (
         "Sync failed: Collection expecting embedding with dimension of "
@@ -99,7 +99,7 @@ def torn_copy(demo: Demo) -> None:
     (segment,) = (path for path in built.iterdir() if path.is_dir() and path != earlier)
     shutil.rmtree(segment)
     earlier.rename(segment)
-    _empty(demo.chroma_dir)
+    volume.clear(demo.chroma_dir)
     for path in built.iterdir():
         path.rename(demo.chroma_dir / path.name)
     built.rmdir()
@@ -269,15 +269,6 @@ def _first(found: Iterable[Any]) -> Any:
         return each
     hint = "make one with more --vectors, or with this fault first"
     raise SettingsError("no vector is there to plant the fault on", hint)
-
-
-def _empty(directory: Path) -> None:
-    """Remove what is in a directory and keep the directory with its mode."""
-    for path in directory.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _named(*faults: tuple[Callable[[Demo], None], str]) -> dict[str, Fault]:

@@ -139,8 +139,8 @@ def run(
     say = progress or (lambda _: None)
     default = Path(os.environ.get("NESCORD_OPS_REPORTS_DIR") or "reports", "fleet")
     out = (out or default).absolute()
-    limits = (timeout_seconds, deadline_seconds)
-    _refuse(volumes, names, parameters or {}, out, keep, jobs, *limits)
+    limits = {"timeout": timeout_seconds, "deadline": deadline_seconds}
+    _refuse(volumes, names, parameters or {}, out, keep, jobs, limits)
     began = (now or datetime.now(UTC)).astimezone(UTC)
     common: dict[str, Any] = {
         "notebooks": tuple(str(Path(n).absolute()) if n.endswith(".ipynb") else n for n in names),
@@ -234,8 +234,7 @@ def _refuse(
     out: Path,
     keep: int | None,
     jobs: int,
-    timeout_seconds: float,
-    deadline_seconds: float,
+    limits: Mapping[str, float],
 ) -> None:
     """Raise ReportError for what cannot be meant."""
     if not volumes:
@@ -245,7 +244,7 @@ def _refuse(
     if own:
         hint = "write it into the fleet's file, volume by volume"
         raise ReportError(f"each volume has its own {', '.join(own)}", hint)
-    for what, seconds in (("timeout", timeout_seconds), ("deadline", deadline_seconds)):
+    for what, seconds in limits.items():
         if not 0 < seconds <= threading.TIMEOUT_MAX:
             raise ReportError(f"{what} is {seconds}", f"name seconds: --{what} 600")
     for what, number in (("keep", keep), ("jobs", jobs)):

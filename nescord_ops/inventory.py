@@ -383,8 +383,7 @@ def unpack(bot: legacy.BotBackup, settings: Settings, to: Path) -> Snapshot:
     try:
         return legacy.unpack(bot, settings, to)
     except BaseException:
-        for left in to.iterdir():
-            volume.remove_tree(left) if left.is_dir() else left.unlink()
+        volume.clear(to)
         if made:
             to.rmdir()
         raise

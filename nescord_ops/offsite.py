@@ -232,13 +232,14 @@ def _looked(
     say: Progress,
 ) -> Iterator[Check]:
     """Read a copy to its end, into scratch space if it can be read there, and compare."""
+    readable = bool(secrets) or not copy.encrypted
     try:
         if not copy.record:
             raise DamagedError(copy.fault, OTHER_HINT)
         if _replaced(known, place, copy):
             raise DamagedError("its JSON is not the one that was pushed: altered", OTHER_HINT)
         source = Source(place, copy, say)
-        if secrets or not copy.encrypted:
+        if readable:
             with copies.laid_out(source, secrets) as tree:
                 say("looking at every id and vector, and opening Chroma")
                 backup = _as_backup(settings, copy.record)
@@ -247,7 +248,7 @@ def _looked(
     except DamagedError as error:
         yield fail("offsite.stream", f"{error}", error.hint)
     else:
-        if copy.fault.startswith(_DRILLED) and copy.encrypted and not secrets:
+        if copy.fault.startswith(_DRILLED) and not readable:
             hint = "drill it again, with --identity FILE; or push it again"
             yield fail("offsite.stream", copy.fault, f"{hint}: nescord-ops offsite push {copy.id}")
             return

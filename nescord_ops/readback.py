@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import hashlib
 import os
-import shutil
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -195,8 +194,7 @@ def extract(
         try:
             _write_tree(db, to, entries, generation.size_bytes, progress)
         except BaseException:
-            for left in to.iterdir():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            volume.clear(to)
             if made:
                 to.rmdir()
             raise

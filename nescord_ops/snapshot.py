@@ -146,8 +146,7 @@ def copy_stores(settings: Settings, root: Path, progress: Progress | None = None
         except Moved as moved:
             if isinstance(moved, _NoConnection):
                 as_bytes.add(moved.args[0])
-            for entry in root.iterdir():
-                volume.remove_tree(entry) if entry.is_dir() else entry.unlink()
+            volume.clear(root)
             time.sleep(0.05 * attempt)
             continue
         except (OSError, sqlite3.Error, UnreadError) as error:

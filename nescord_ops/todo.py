@@ -30,9 +30,9 @@ def steps(
     first = next((level for level in levels if levels[level]), None)
     chosen = show.alike(levels[first]) if first else []
     changes = document.get("changes") or {}
-    began = changes.get("since" if first is Status.FAIL else "warned") or {}
-    began = {name: at for name, at in began.items() if _earlier(at, document)}
-    began = began if first is not Status.UNKNOWN else {}
+    kept = {Status.FAIL: "since", Status.WARN: "warned"}.get(first or Status.OK, "")
+    now = since(document["generated_at"])  # what began in this run has no "since"
+    began = {name: at for name, at in (changes.get(kept) or {}).items() if since(at) != now}
     fixes = _fixes(document, chosen, began)
     fixed = {name for each in fixes for name in each["checks"]}
     rest = [(check, names) for check, names in chosen if check.name not in fixed]
@@ -144,11 +144,6 @@ def _behind(level: Status, number: int) -> str:
     if level is Status.WARN:
         return show.count(number, "warning")
     return f"{show.count(number, 'check')} could not be made; mend what is above first"
-
-
-def _earlier(at: object, document: Mapping[str, Any]) -> bool:
-    """Whether a time of the history is before the document's, by the minutes that a page shows."""
-    return since(at) != since(document["generated_at"])
 
 
 def since(*times: object) -> str:

@@ -305,3 +305,9 @@ def remove_tree(root: Path) -> None:
             remove()
         except OSError:
             remove()
+
+
+def clear(directory: Path) -> None:
+    """Remove all that is in a directory, which stays. Raise OSError for what stays with it."""
+    for entry in directory.iterdir():
+        remove_tree(entry)
